@@ -1,0 +1,33 @@
+"""vwlmm: large multimodal models that see in words. See README.md, and `vwlmm --help` for the command line."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from vwlmm.assemble import assemble
+    from vwlmm.loading import load_model
+    from vwlmm.models import VisualWordLlavaConfig, VisualWordLlavaForConditionalGeneration
+
+# transformers takes seconds to import; `vwlmm --help` and `vwlmm.functional` do without it.
+_LAZY = {
+    "VisualWordLlavaConfig": "vwlmm.models",
+    "VisualWordLlavaForConditionalGeneration": "vwlmm.models",
+    "assemble": "vwlmm.assemble",
+    "load_model": "vwlmm.loading",
+}
+
+__all__ = [
+    "VisualWordLlavaConfig",
+    "VisualWordLlavaForConditionalGeneration",
+    "__version__",
+    "assemble",
+    "load_model",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'vwlmm' has no attribute {name!r}")
+    return getattr(import_module(_LAZY[name]), name)

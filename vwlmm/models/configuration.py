@@ -1,0 +1,66 @@
+"""Configuration of a visual-word LLaVA: LlavaConfig plus the VM head's, the projector's and the pseudo-image path's fields."""
+
+from typing import Any, Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import LlavaConfig
+
+@strict
+class VisualWordLlavaConfig(LlavaConfig):
+    """LlavaConfig and the fields of the visual-word model (arXiv 2403.07720).
+
+    Args:
+        pseudo_image_features: feed the LLM `softmax(vm_head(features)) @ word_embeddings` in place of the projector's
+            features. The visual words stay those of the projector's features.
+        projector_type: `mlp2x_gelu` (LLaVA-1.5: linear, activation, linear) or `linear`.
+        projector_patch_merge: side of the square of neighbouring patches that share one image token; 2 makes one
+            token of 2×2 patches, their features concatenated.
+        projector_norm: LayerNorm over the vision features before the projector. Off in LLaVA; towers that are read at a
+            middle layer have channels of very different size, and learn faster with it.
+
+    On disk the `model_type` is `llava`, and plain transformers reads the folder as an ordinary LLaVA, whenever that LLaVA
+    gives the same logits (`is_plain_llava`). Otherwise it is `visual_word_llava`, so that a program which does not know
+    vwlmm stops instead of answering wrongly.
+    """
+
+    model_type = "visual_word_llava"
+
+    pseudo_image_features: bool = False
+    projector_type: Literal["mlp2x_gelu", "linear"] = "mlp2x_gelu"
+    projector_patch_merge: int = 1
+    projector_norm: bool = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        if self.projector_patch_merge < 1:
+            raise ValueError(f"projector_patch_merge is the side of a square of patches, at least 1: got {self.projector_patch_merge}.")
+        embedding_width = getattr(self.text_config, "word_embed_proj_dim", None)
+        if embedding_width not in (None, self.text_config.hidden_size):
+            raise ValueError(
+                f"The LLM's word embeddings ({embedding_width} wide) and hidden states ({self.text_config.hidden_size}) must be "
+                "equally wide, because image features stand among the word embeddings: choose another size of this LLM."
+            )
+
+    @property
+    def is_plain_llava(self) -> bool:
+        """True when transformers' own LlavaForConditionalGeneration gives the same logits from the same folder."""
+        return (
+            not self.pseudo_image_features
+            and self.projector_type == "mlp2x_gelu"
+            and self.projector_patch_merge == 1
+            and not self.projector_norm
+            and not getattr(self.vision_config, "num_register_tokens", 0)
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        output = super().to_dict()
+        if self.is_plain_llava:
+            output["model_type"] = LlavaConfig.model_type
+        return output
+
+    @classmethod
+    def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        config, unused = super().get_config_dict(*args, **kwargs)
+        if config.get("model_type") == LlavaConfig.model_type:
+            config["model_type"] = cls.model_type
+        return config, unused
