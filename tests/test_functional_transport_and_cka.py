@@ -26,8 +26,8 @@ def plain_sinkhorn(scores, epsilon, iterations, row_marginal, col_marginal):
 
 def test_plan_has_both_marginals_uniform_by_default():
     plan = sinkhorn(random(6, 9), epsilon=0.5, iterations=200)
-    torch.testing.assert_close(plan.sum(1), torch.full((6,), 1 / 6).double(), atol=1e-12, rtol=0)
-    torch.testing.assert_close(plan.sum(0), torch.full((9,), 1 / 9).double(), atol=1e-9, rtol=0)
+    torch.testing.assert_close(plan.sum(1), torch.full((6,), 1 / 6, dtype=torch.float64), atol=1e-12, rtol=0)
+    torch.testing.assert_close(plan.sum(0), torch.full((9,), 1 / 9, dtype=torch.float64), atol=1e-9, rtol=0)
 
 
 def test_plan_has_both_given_marginals():
@@ -39,7 +39,7 @@ def test_plan_has_both_given_marginals():
 
 def test_row_marginal_is_exact_after_one_iteration():
     plan = sinkhorn(random(6, 9), epsilon=0.05, iterations=1)
-    torch.testing.assert_close(plan.sum(1), torch.full((6,), 1 / 6).double(), atol=1e-12, rtol=0)
+    torch.testing.assert_close(plan.sum(1), torch.full((6,), 1 / 6, dtype=torch.float64), atol=1e-12, rtol=0)
     assert (plan.sum(0) - 1 / 9).abs().max() > 1e-3
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -16,6 +17,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     LlavaProcessor,
+    PreTrainedConfig,
     PreTrainedModel,
 )
 
@@ -62,17 +64,20 @@ def assemble(
     """
     if vm_head_init not in VM_HEAD_STARTS:
         raise ValueError(f"vm_head_init is one of {', '.join(VM_HEAD_STARTS)}: got {vm_head_init!r}.")
-    tower = _load_tower(str(vision_tower), dtype)
+    processor, prefix_tokens, num_patches = make_processor(
+        vision_tower,
+        language_model,
+        chat_template=chat_template,
+        projector_patch_merge=projector_patch_merge,
+        image_aspect_ratio=image_aspect_ratio,
+    )
+    tower_class, tower_config = _tower(str(vision_tower))
+    tower = tower_class.from_pretrained(str(vision_tower), config=tower_config, dtype=dtype)
     llm = AutoModelForCausalLM.from_pretrained(str(language_model), dtype=dtype)
-    tokenizer = _tokenizer(str(language_model), chat_template)
-    image_processor = _image_processor(str(vision_tower), image_aspect_ratio)
-    pixels = image_processor(images=torch.zeros(3, 64, 64, dtype=torch.uint8), return_tensors="pt")["pixel_values"]
-    prefix_tokens, num_patches = _tower_tokens(tower, pixels.to(dtype))
-
     config = VisualWordLlavaConfig(
-        vision_config=tower.config,
+        vision_config=tower_config,
         text_config=llm.config.get_text_config(),
-        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
+        image_token_index=processor.image_token_id,
         image_seq_length=num_patches // projector_patch_merge**2,
         vision_feature_layer=vision_feature_layer,
         vision_feature_select_strategy="default" if prefix_tokens else "full",
@@ -82,19 +87,37 @@ def assemble(
         pseudo_image_features=pseudo_image_features,
     )
     model = _join(config, tower, llm, vm_head_init, dtype)
-    if len(tokenizer) > config.text_config.vocab_size:
-        model.resize_token_embeddings(len(tokenizer))
+    if len(processor.tokenizer) > config.text_config.vocab_size:
+        model.resize_token_embeddings(len(processor.tokenizer))
     model.generation_config = llm.generation_config
+    return model, processor
+
+
+def make_processor(
+    vision_tower: str | Path,
+    language_model: str | Path,
+    *,
+    chat_template: str,
+    projector_patch_merge: int = 1,
+    image_aspect_ratio: str | None = None,
+) -> tuple[LlavaProcessor, int, int]:
+    """The processor of a new model, how many tokens its tower puts before the patches, and its patches; loads no weights."""
+    tokenizer = _tokenizer(str(language_model), chat_template)
+    image_processor = _image_processor(str(vision_tower), image_aspect_ratio)
+    blank = Image.new("RGB", (64, 64))
+    pixels = image_processor(images=blank, return_tensors="pt")["pixel_values"]
+    tower_class, tower_config = _tower(str(vision_tower))
+    prefix_tokens, num_patches = _tower_tokens(tower_class, tower_config, pixels)
     processor = LlavaProcessor(
         image_processor=image_processor,
         tokenizer=tokenizer,
         # A token stands for a square of merged patches: to the processor that is one larger patch.
-        patch_size=tower.config.patch_size * projector_patch_merge,
-        vision_feature_select_strategy=config.vision_feature_select_strategy,
+        patch_size=tower_config.patch_size * projector_patch_merge,
+        vision_feature_select_strategy="default" if prefix_tokens else "full",
         num_additional_image_tokens=1 if prefix_tokens else 0,
         chat_template=tokenizer.chat_template,
     )
-    return model, processor
+    return processor, prefix_tokens, num_patches
 
 
 def initialise_vm_head(model: VisualWordLlavaForConditionalGeneration, start: str) -> None:
@@ -117,32 +140,31 @@ def _gathered(parameters: list[nn.Parameter]) -> Any:
     return deepspeed.zero.GatheredParameters(list({id(p): p for p in parameters}.values()), modifier_rank=0)
 
 
-def _load_tower(source: str, dtype: torch.dtype) -> PreTrainedModel:
-    """The vision half of `source`: a CLIP or SigLIP checkpoint holds a text half too, which is left behind."""
+def _tower(source: str) -> tuple[type[PreTrainedModel], PreTrainedConfig]:
+    """Class and configuration of the vision half of `source`; CLIP's and SigLIP's text half is left behind."""
     config = AutoConfig.from_pretrained(source)
     config = getattr(config, "vision_config", config)
     with torch.device("meta"):
-        tower_class = type(AutoModel.from_config(config))
-    return tower_class.from_pretrained(source, config=config, dtype=dtype)
+        return type(AutoModel.from_config(config)), config
 
 
-def _tower_tokens(tower: PreTrainedModel, pixels: Tensor) -> tuple[int, int]:
+def _tower_tokens(tower_class: type[PreTrainedModel], config: PreTrainedConfig, pixels: Tensor) -> tuple[int, int]:
     """How many tokens the tower puts before the patches, and how many patches it makes of one processed image."""
-    with torch.no_grad():
-        outputs = tower.eval()(pixels, output_hidden_states=True, return_dict=True)
-    states = outputs.hidden_states[-1]
-    patch = getattr(tower.config, "patch_size", None)
+    with torch.device("meta"), torch.no_grad():
+        tower = tower_class(config).eval()  # shapes without weights
+        states = tower(pixels.to("meta"), output_hidden_states=True, return_dict=True).hidden_states[-1]
+    patch = getattr(config, "patch_size", None)
     if states.ndim != 3 or not isinstance(patch, int):
         raise ValueError(
-            f"{type(tower).__name__} gives hidden states of shape {tuple(states.shape)}, but a vision tower gives "
+            f"{tower_class.__name__} gives hidden states of shape {tuple(states.shape)}, but a vision tower gives "
             "[images, tokens, dim] over square patches: choose a ViT (CLIP, SigLIP, DINOv2, …)."
         )
     num_patches = (pixels.shape[-2] // patch) * (pixels.shape[-1] // patch)
-    expected = 1 + getattr(tower.config, "num_register_tokens", 0)
+    expected = 1 + getattr(config, "num_register_tokens", 0)
     prefix = states.shape[1] - num_patches
     if prefix not in (0, expected):
         raise ValueError(
-            f"{type(tower).__name__} gives {states.shape[1]} tokens for {num_patches} patches: expected none or "
+            f"{tower_class.__name__} gives {states.shape[1]} tokens for {num_patches} patches: expected none or "
             f"{expected} more (class and register tokens)."
         )
     if math.isqrt(num_patches) ** 2 != num_patches:

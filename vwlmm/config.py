@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from vwlmm.data.dataset import DataConfig
+from vwlmm.data.config import DataConfig
 from vwlmm.objectives import OBJECTIVES
 
 DTYPES = ("float32", "bfloat16", "float16")

@@ -115,7 +115,7 @@ def _readme(name: str, part: Embedded) -> str:
         f"- Source: the package `{part.package}` of the Python index, file `{part.module}/{part.data}`\n"
         f"- Licence: {part.licence}\n"
         f"- Made by `python -m vwlmm.embedded`; delete the folder to have it made again.\n\n"
-        "Installed on this machine for its owner's use; vwlmm does not redistribute it, and neither should a copy.\n"
+        "The package was installed on this machine; vwlmm itself contains and redistributes nothing of it.\n"
     )
 
 

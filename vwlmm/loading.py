@@ -55,9 +55,16 @@ def load_model(
             f"{source} does not hold the tensors of this model. Missing: {_listed(missing)}. Unexpected: {_listed(unexpected)}."
         )
     processor = AutoProcessor.from_pretrained(source)
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    return model.to(device), processor
+    return model.to(_device(device)), processor
+
+
+def _device(name: str | torch.device | None) -> torch.device:
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as problem:
+        raise ValueError(f"A device of this machine was expected (cpu, cuda, cuda:0), got {name!r}: {str(problem).splitlines()[0]}") from None
 
 
 def has_vm_head(source: str | Path) -> bool:

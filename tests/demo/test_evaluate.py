@@ -17,6 +17,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from vwlmm.data.rows import read_rows
 from vwlmm.demo.evaluate import accuracy, answer_questions, other_pictures
 
 SPOKEN = "<pad> </s> <image> user assistant what is the shape there a red blue circle teal yes no ?"
@@ -89,17 +90,18 @@ def rows() -> list[dict]:
 
 
 class Watcher:
-    """A processor that keeps the pictures it was given."""
+    """A processor that keeps the pictures and prompts it was given."""
 
     def __init__(self, processor: LlavaProcessor) -> None:
-        self.processor, self.pictures = processor, []
+        self.processor, self.pictures, self.prompts = processor, [], []
 
     def __getattr__(self, name: str):
         return getattr(self.processor, name)
 
-    def __call__(self, *, images: list, **others):
+    def __call__(self, *, images: list, text: list, **others):
         self.pictures += images
-        return self.processor(images=images, **others)
+        self.prompts += text
+        return self.processor(images=images, text=text, **others)
 
 
 def ask(model, processor, rows, images, **options) -> list[dict]:
@@ -122,6 +124,24 @@ def test_an_answer_is_what_the_model_generates_for_that_row_alone(model, process
         inputs = processor(text=f"user <image> {text} assistant", images=picture, return_tensors="pt")
         ids = model.generate(**inputs, max_new_tokens=4, do_sample=False)[0, inputs["input_ids"].shape[1] :]
         assert answer["answer"] == processor.tokenizer.decode(ids, skip_special_tokens=True).strip()
+
+
+@pytest.mark.parametrize("text", ["<image>\nis there a red circle ?", "what ?\n<image>", "what <image> is there ?"])
+def test_the_prompt_is_character_for_character_what_the_row_trains_on(model, processor, rows, images, text):
+    rows[0]["conversations"][0]["value"] = text
+    (images / "rows.json").write_text(json.dumps(rows))
+    trained = next(read_rows(images / "rows.json")).messages[:1]  # as the training reads the row, without its answer
+    expected = processor.apply_chat_template(trained, add_generation_prompt=True)
+    watcher = Watcher(processor)
+    ask(model, watcher, rows[:1], images)
+    assert watcher.prompts == [expected]
+    assert text.replace("<image>", "<image> ") in expected
+
+
+def test_a_question_without_its_image_is_refused(model, processor, rows, images):
+    turns = [{"from": "human", "value": "what ?"}, {"from": "gpt", "value": "teal"}]
+    with pytest.raises(ValueError, match="'7' should hold <image> once"):
+        ask(model, processor, [{"id": "7", "image": "0.png", "conversations": turns}], images)
 
 
 def test_the_batch_size_does_not_change_an_answer(model, processor, rows, images):

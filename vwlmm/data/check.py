@@ -135,10 +135,11 @@ class _CheckedRows(Dataset):
         if isinstance(row, BadRow):
             return row
         try:
+            # In the order of training, so that a row with two faults gets the same message.
+            truncated = self.encoder is not None and self.encoder.encode(record).truncated
             # All images of the row, also those that max_length cuts off: another recipe may read them.
             for _ in open_images(row, row.images, self.max_pixels):
                 pass
-            truncated = self.encoder is not None and self.encoder.encode(record).truncated
         except BadRow as bad:
             return bad
         return _Good(len(row.images), truncated)

@@ -38,9 +38,9 @@ class Collator:
         self.num_bad = 0
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """Batch of `input_ids`, `labels` (−100 not scored) and `attention_mask` (1 read, 0 padding), `[batch, seq]` each,
-        and `pixel_values` `[images, 3, height, width]` over all rows if any row has an image.
+        """One batch: `input_ids`, `labels`, `attention_mask` `[batch, seq]`; `pixel_values` if any row has an image.
 
+        `pixel_values` joins the images of all rows, `[images, 3, height, width]`; the mask is 1 for read, 0 for padded.
         A batch of bad rows alone becomes one row of one unscored token, so that every rank takes the same steps.
 
         Raises:

@@ -28,7 +28,7 @@ Example = dict[str, Any]  # input_ids [seq], labels [seq], pixel_values [images,
 
 
 class RowEncoder:
-    """Turns a record into an example. What to do about a bad row is `on_bad_row`: raise it, or hand it on as a marker."""
+    """Turns a record into an example. `on_bad_row` says whether a bad row is raised or handed on as a marker."""
 
     def __init__(self, config: DataConfig, processor: Any, images: Path) -> None:
         self.config = config
@@ -87,7 +87,7 @@ def open_images(row: Row, images: list[Any], max_pixels: int) -> Iterator[Any]:
 
 
 class RowDataset(Dataset):
-    """Rows of one source by number. It holds an index (three numbers a row) or an Arrow table, and no text or pixels."""
+    """Rows by number. It holds an index (three numbers a row) or an Arrow table, but no text and no pixels."""
 
     def __init__(self, records: Records, encoder: RowEncoder, rows: np.ndarray | None = None) -> None:
         self.records = records

@@ -83,11 +83,11 @@ def _cut(encoded: EncodedRow, runs: list[tuple[int, int]], max_length: int) -> E
     return EncodedRow(encoded.input_ids[:cut], labels[:cut], images, encoded.num_image_tokens, True, row)
 
 
-def _own_template(processor: Any) -> str:
+def own_template(processor: Any) -> str:
     template = getattr(processor, "chat_template", None) or processor.tokenizer.chat_template
     if not template:
         raise ValueError(
-            "The processor has no chat template: set `chat_template` to one of vicuna_v1, mistral, llama_2, chatml, plain."
+            "The processor has no chat template: set `chat_template` to vicuna_v1, mistral, llama_2, chatml or plain."
         )
     return template
 
@@ -116,25 +116,28 @@ def tokenize_messages(messages: list[Message], tokenizer: Any, template: str) ->
         raise ValueError(
             f"{type(tokenizer).__name__} cannot tell which text a token comes from: a fast tokenizer is needed."
         )
-    rendered, spans = render_jinja_template(
-        [messages], chat_template=template, return_assistant_tokens_mask=True, **tokenizer.special_tokens_map
+    conversations: list[Any] = [messages]
+    # Typed by hand: transformers annotates the pair it returns as a string.
+    rendered_and_spans: Any = render_jinja_template(
+        conversations, chat_template=template, return_assistant_tokens_mask=True, **tokenizer.special_tokens_map
     )
-    encoding = tokenizer(rendered[0], add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    (rendered,), (spans,) = rendered_and_spans
+    encoding = tokenizer(rendered, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     begin, end = np.array(encoding["offset_mapping"], dtype=np.int64).reshape(-1, 2).T  # [seq] each
     scored = np.zeros(len(begin), dtype=bool)
-    for first, last in spans[0]:
+    for first, last in spans:
         scored |= (begin < last) & (end > first)
     return list(encoding["input_ids"]), scored.tolist()
 
 
 def num_image_tokens(processor: Any) -> int:
-    """How many tokens an image takes, by asking the processor itself with a wide and a tall blank image; remembered.
+    """How many tokens an image takes, by asking the processor itself with blank images of three shapes; remembered.
 
     Raises:
         ValueError: the number depends on the image's shape, or the image token is not one token.
     """
     if processor not in _image_tokens:
-        counts = {_count_image_tokens(processor, size) for size in ((64, 32), (32, 64))}
+        counts = {_count_image_tokens(processor, size) for size in ((64, 32), (32, 64), (48, 48))}
         if len(counts) > 1:
             raise ValueError(
                 f"An image takes {sorted(counts)} tokens depending on its shape: expected one number. "

@@ -42,7 +42,7 @@ class ImageProblem(ValueError):
 
 
 def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """The picture as 8-bit RGB, upright by its EXIF orientation, transparency on white; of an animation the first frame.
+    """The picture as 8-bit RGB, upright by its EXIF orientation, transparency on white; the first frame of several.
 
     Args:
         source: a path, encoded bytes, or a dict with `bytes` or `path`.
@@ -134,7 +134,7 @@ def _to_8_bit(image: Image.Image, name: str) -> Image.Image:
 
 @contextmanager
 def _pillow_limit(max_pixels: int | None) -> Iterator[None]:
-    """Pillow's own limit, which is global, set to `max_pixels` while one picture is read: above twice that it refuses."""
+    """Pillow's own limit, a global, set while one picture is read: above twice `max_pixels` it refuses."""
     before = Image.MAX_IMAGE_PIXELS
     Image.MAX_IMAGE_PIXELS = max_pixels
     try:

@@ -52,7 +52,8 @@ def _block(encoded: EncodedRow, processor: Any, visual_words: bool, color: bool)
     ids, labels = encoded.input_ids, encoded.labels
     num_scored = sum(label != IGNORE for label in labels)
     cut = ", cut at the maximum length" if encoded.truncated else ""
-    head = f"{encoded.row.source} (id {encoded.row.id}): {len(ids)} tokens, {num_scored} scored, {len(encoded.images)} images{cut}"
+    counts = f"{len(ids)} tokens, {num_scored} scored, {len(encoded.images)} images{cut}"
+    head = f"{encoded.row.source} (id {encoded.row.id}): {counts}"
     text, begins = _text(encoded, processor, color)
     lines = [head, text]
     if visual_words and begins:

@@ -19,7 +19,7 @@ ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assi
 
 
 class Message(TypedDict):
-    """One turn: `role` is system, user or assistant; `content` a list of {"type": "text", "text"} and {"type": "image"}."""
+    """One turn: `role` is system, user or assistant; `content` lists {"type": "text", "text"} and {"type": "image"}."""
 
     role: str
     content: list[dict[str, str]]

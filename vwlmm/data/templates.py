@@ -8,6 +8,8 @@ import re
 import warnings
 from typing import Any
 
+from vwlmm.data.rows import Message
+
 # Content is a string or a list of text and image parts; an image is the literal <image>, one token, expanded later.
 _TEXT = (
     "{% macro text(content) %}{% if content is string %}{{ content }}{% else %}{% for part in content %}"
@@ -25,7 +27,8 @@ _VICUNA_SYSTEM = (
 )
 # The system sentence of LLaVA's `llava_llama_2`, with which its LLaMA-2 models were tuned.
 _LLAMA_2_SYSTEM = (
-    "You are a helpful language and vision assistant. You are able to understand the visual content that the user provides, "
+    "You are a helpful language and vision assistant. "
+    "You are able to understand the visual content that the user provides, "
     "and assist the user with a variety of tasks using natural language."
 )
 
@@ -43,7 +46,8 @@ _VICUNA_V1 = (
     + _system(_VICUNA_SYSTEM)
     + "{{ bos_token }}{{ system }} {% for turn in turns %}"
     + "{% if turn.role == 'user' %}USER: {{ text(turn.content) }} "
-    + "{% elif turn.role == 'assistant' %}ASSISTANT:{% generation %} {{ text(turn.content) }}{{ eos_token }}{% endgeneration %}"
+    + "{% elif turn.role == 'assistant' %}ASSISTANT:"
+    + "{% generation %} {{ text(turn.content) }}{{ eos_token }}{% endgeneration %}"
     + _OTHER
     + "{% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}"
 )
@@ -63,7 +67,8 @@ _LLAMA_2 = (
     _TEXT
     + _system(_LLAMA_2_SYSTEM)
     + "{% for turn in turns %}{% if turn.role == 'user' %}{{ bos_token }}[INST] "
-    + "{% if loop.first and system %}{{ '<<SYS>>\n' ~ system ~ '\n<</SYS>>\n\n' }}{% endif %}{{ text(turn.content) }} [/INST]"
+    + "{% if loop.first and system %}{{ '<<SYS>>\n' ~ system ~ '\n<</SYS>>\n\n' }}{% endif %}"
+    + "{{ text(turn.content) }} [/INST]"
     + "{% elif turn.role == 'assistant' %}{% generation %} {{ text(turn.content) }} {{ eos_token }}{% endgeneration %}"
     + _OTHER
     + "{% endfor %}"
@@ -83,7 +88,8 @@ _PLAIN = (
     _TEXT
     + "{{ bos_token }}{% for turn in messages %}{% if turn.role == 'user' %}"
     + "{% set images = text(turn.content).count('<image>') %}"
-    + "{% if images == 0 %}{{ raise_exception('the plain format is for captions: every user turn needs an image') }}{% endif %}"
+    + "{% if images == 0 %}"
+    + "{{ raise_exception('the plain format is for captions: every user turn needs an image') }}{% endif %}"
     + "{{ '<image>' * images }}"
     + "{% elif turn.role == 'assistant' %}{% generation %}{{ text(turn.content) ~ '\n' }}{% endgeneration %}"
     + _OTHER
@@ -98,7 +104,7 @@ CHAT_TEMPLATES: dict[str, str] = {
     "plain": _PLAIN,
 }
 
-SAMPLE = [
+SAMPLE: list[Message] = [
     {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "\nWhat is this?"}]},
     {"role": "assistant", "content": [{"type": "text", "text": "a cat"}]},
 ]
@@ -121,7 +127,7 @@ def chat_template_for(name_or_template: str, tokenizer: Any) -> str:
         )
     if "eos_token" in template and tokenizer.eos_token is None:
         raise ValueError(
-            f"Chat template {name_or_template!r} ends an answer with the tokenizer's eos_token, but the tokenizer has none: "
+            f"Chat template {name_or_template!r} ends an answer with eos_token, but the tokenizer has none: "
             "set tokenizer.eos_token, or the model never learns to stop."
         )
     if "<|im_end|>" in template and len(tokenizer("<|im_end|>", add_special_tokens=False)["input_ids"]) != 1:

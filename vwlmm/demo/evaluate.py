@@ -39,7 +39,7 @@ def answer_questions(
     Args:
         model: a model with `generate`, such as `LlavaForConditionalGeneration`, on its device; its mode is kept.
         processor: its processor, with a chat template.
-        rows: `id`, `image` and one human and one gpt turn each.
+        rows: `id`, `image` and one human and one gpt turn each, with `<image>` once in the question.
         images: the folder that the rows' `image` is relative to.
         batch_size: rows answered at once. Prompts are padded on the left and batched by length; both change the
             speed, not the answers.
@@ -54,7 +54,8 @@ def answer_questions(
         model saw (None if blank).
 
     Raises:
-        ValueError: `picture` is not one of the three, a row is not one exchange, or no shuffling exists.
+        ValueError: `picture` is not one of the three, a row is not one exchange about one image, or no
+            shuffling exists.
         FileNotFoundError: an image is missing.
     """
     if picture not in get_args(Picture):
@@ -63,7 +64,7 @@ def answer_questions(
     if picture == "shuffled":
         for answer, other in zip(answers, other_pictures([row["image"] for row in rows], seed), strict=True):
             answer["shown"] = other
-    prompts = [_prompt(processor, answer["question"]) for answer in answers]
+    prompts = [_prompt(processor, row) for row in rows]
     lengths = [len(ids) for ids in processor.tokenizer(prompts)["input_ids"]] if prompts else []
     # Longest first, so that a batch too large for the memory fails at once and not after most of the work.
     order = sorted(range(len(rows)), key=lambda i: -lengths[i])
@@ -111,6 +112,8 @@ def other_pictures(images: Sequence[str], seed: int) -> list[str]:
 
 def _unanswered(row: dict, picture: Picture) -> dict:
     question, expected = question_and_answer(row)
+    if row["conversations"][0]["value"].count("<image>") != 1:
+        raise ValueError(f"Row {row['id']!r} should hold <image> once in its question, got {question!r}.")
     return {
         "id": row["id"],
         "image": row["image"],
@@ -122,8 +125,11 @@ def _unanswered(row: dict, picture: Picture) -> dict:
     }
 
 
-def _prompt(processor: Any, question: str) -> str:
-    content = [{"type": "image"}, {"type": "text", "text": question}]
+def _prompt(processor: Any, row: dict) -> str:
+    """The row's question in the words of the chat template, character for character as in training."""
+    before, _, after = row["conversations"][0]["value"].partition("<image>")
+    parts = [{"type": "text", "text": before}, {"type": "image"}, {"type": "text", "text": after}]
+    content = [part for part in parts if part.get("text") != ""]
     return processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
 
 
@@ -148,10 +154,20 @@ def _generate(
     max_new_tokens: int,
     autocast: torch.dtype | None,
 ) -> list[str]:
-    inputs = processor(text=prompts, images=pictures, padding=True, padding_side="left", return_tensors="pt")
+    bos = processor.tokenizer.bos_token
+    inputs = processor(
+        text=prompts,
+        images=pictures,
+        padding=True,
+        padding_side="left",
+        return_tensors="pt",
+        # Most templates write the first token themselves; the model was not trained to see it twice.
+        add_special_tokens=not (bos and prompts[0].startswith(bos)),
+    )
     inputs = inputs.to(model.device, model.dtype)  # the dtype reaches the pixels only
+    # A beam or a temperature left in the model's generation settings would make the score another one.
+    greedy = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
     with torch.autocast(model.device.type, dtype=autocast) if autocast else nullcontext():
-        # A beam or a temperature left in the model's generation settings would make the score another one.
-        ids = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1)
+        ids = model.generate(**inputs, max_new_tokens=max_new_tokens, **greedy)
     new = ids[:, inputs["input_ids"].shape[1] :]  # [batch, new tokens]
     return [text.strip() for text in processor.tokenizer.batch_decode(new, skip_special_tokens=True)]

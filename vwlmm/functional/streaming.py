@@ -110,6 +110,13 @@ def finish(gradient: WeightGradient | None) -> Tensor | None:
     return torch.zeros_like(gradient.weight) if gradient.total is None else gradient.total
 
 
+def scale_in_place(gradients: tuple[Tensor | None, ...], factor: Tensor) -> None:
+    """Multiplies the gradients of a scalar loss by the scalar that the backward hands in; None stays None."""
+    for gradient in gradients:
+        if gradient is not None:
+            gradient.mul_(factor)
+
+
 class StreamedHead:
     """One head over many rows, a chunk of logits at a time, in one buffer that is allocated once.
 

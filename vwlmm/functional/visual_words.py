@@ -21,6 +21,7 @@ from vwlmm.functional.streaming import (
     finish,
     matmul_dtype,
     ranges,
+    scale_in_place,
     statistics_dtype,
 )
 
@@ -188,7 +189,8 @@ class _VisualWords(torch.autograd.Function):
         terms, gradients = _stream(inputs, plan, (False,) * 4 if is_per_row else learning)
         # The inputs as they came: an alias (detach, .t(), a cast) would pin a weight that ZeRO-3 has gathered.
         ctx.save_for_backward(*inputs)
-        ctx.plan, ctx.is_per_row, ctx.gradients = plan, is_per_row, None if is_per_row else gradients
+        ctx.plan, ctx.is_per_row = plan, is_per_row
+        ctx.gradients = None if is_per_row else gradients
         loss, kl, entropy = terms if is_per_row else terms.sum(-1)
         loss, kl, entropy = loss.clone(), kl.clone(), entropy.clone()
         ctx.mark_non_differentiable(kl, entropy)
@@ -199,12 +201,10 @@ class _VisualWords(torch.autograd.Function):
     def backward(ctx: Any, loss_gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         gradients, ctx.gradients = ctx.gradients, None
         if gradients is None:
-            row_scale = loss_gradient.expand(len(ctx.saved_tensors[0]))
-            gradients = _stream(ctx.saved_tensors, ctx.plan, ctx.plan.learning(ctx.needs_input_grad[:4]), row_scale)[1]
-        else:
-            for gradient in gradients:
-                if gradient is not None:
-                    gradient.mul_(loss_gradient)
+            learning = ctx.plan.learning(ctx.needs_input_grad[:4])
+            gradients = _stream(ctx.saved_tensors, ctx.plan, learning, loss_gradient if ctx.is_per_row else None)[1]
+        if not ctx.is_per_row:
+            scale_in_place(gradients, loss_gradient)
         return *gradients, None, None, None
 
 

@@ -50,6 +50,8 @@ class VisualWordLlavaConfig(LlavaConfig):
             and self.projector_patch_merge == 1
             and not self.projector_norm
             and not getattr(self.vision_config, "num_register_tokens", 0)
+            # transformers' LLaVA ties its LM head by a name that OPT's table does not have.
+            and not (self.tie_word_embeddings and self.text_config.model_type == "opt")
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -126,3 +126,11 @@ class VisualWords:
         if self.config.weights["vm"]:
             terms |= {name: total / patches for name, total in logged.items()}
         return loss, terms
+
+    def counted_by(self, term: str) -> str:
+        """The count that a logged term is divided by: `lm` for the language loss, `vm` for all that is about patches."""
+        return "lm" if term == "lm_loss" else "vm"
+
+    def weigh(self, terms: dict[str, float]) -> float:
+        """The loss that logged terms add up to."""
+        return sum(weight * terms[f"{name}_loss"] for name, weight in self.config.weights.items() if weight)

@@ -1,0 +1,71 @@
+"""The command line: `vwlmm COMMAND --help` says what a command does, with an example."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from typing import NoReturn
+
+# Command → module with add_arguments(parser) and main(args) → exit code. A module is imported when its command is called.
+COMMANDS = {
+    "train": ("vwlmm.commands.train", "train a recipe"),
+    "chat": ("vwlmm.chat", "talk with a model about pictures"),
+    "words": ("vwlmm.visualize", "the visual words of every patch, drawn over the picture"),
+    "data check": ("vwlmm.data.check", "find every bad row of a data file"),
+    "data inspect": ("vwlmm.commands.inspect", "what the model reads and what is scored"),
+    "plan": ("vwlmm.commands.plan", "parameters, tokens, steps and memory of a recipe; does it fit"),
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        print(f"{self.prog}: {message}", file=sys.stderr)
+        raise SystemExit(1)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one command; a user's mistake is one line on stderr and exit code 1."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    name = next((c for c in sorted(COMMANDS, key=len, reverse=True) if arguments[: len(c.split())] == c.split()), None)
+    if name is None:
+        return _overview(arguments)
+    module = import_module(COMMANDS[name][0])
+    parser = _Parser(prog=f"vwlmm {name}", description=COMMANDS[name][1])
+    module.add_arguments(parser)
+    return _run(module.main, parser.parse_args(arguments[len(name.split()) :]))
+
+
+def _run(command: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:
+    try:
+        return command(args)
+    except (ValueError, OSError, ImportError) as problem:
+        print(f"vwlmm: {problem}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("vwlmm: interrupted", file=sys.stderr)
+        return 130
+
+
+def _overview(arguments: list[str]) -> int:
+    lines = ["usage: vwlmm COMMAND …", "", *(f"  {name:14} {text}" for name, (_, text) in COMMANDS.items())]
+    lines += ["", "`vwlmm COMMAND --help` shows a command's options and an example. To begin: vwlmm train train/forkme.yaml"]
+    asked = bool(arguments) and arguments[0] in ("-h", "--help")
+    if arguments and not asked:
+        if arguments[0] == "--version":
+            from vwlmm import __version__
+
+            print(__version__)
+            return 0
+        import difflib
+
+        near = difflib.get_close_matches(" ".join(arguments[:2]), COMMANDS, n=1, cutoff=0.4)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        print(f"vwlmm: no command {arguments[0]!r}.{hint} See vwlmm --help.", file=sys.stderr)
+        return 1
+    print("\n".join(lines), file=sys.stdout if asked else sys.stderr)
+    return 0 if asked else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,173 @@
+"""transformers' Trainer with an objective: one global normaliser, a learning rate a module, terms and speed in the log."""
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer
+from transformers.trainer_utils import EvalLoopOutput
+
+from vwlmm.flops import StepFlops, peak_flops
+from vwlmm.trainable import LearningRates
+
+
+class ObjectiveTrainer(Trainer):
+    """Trains `model(**batch, objective=objective)`.
+
+    The loss of accumulated micro-batches on several ranks is the loss of the one large batch: every term is divided by
+    its count over all of them. Logged beside the loss: each term by name, tokens/s, images/s, TFLOP/s, and MFU where the
+    accelerator's peak is known.
+
+    Args:
+        objective: an objective of `vwlmm.objectives`.
+        rates: from `vwlmm.trainable`.
+    """
+
+    def __init__(self, *args: Any, objective: Any, rates: LearningRates, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.objective = objective
+        self.rates = rates
+        self.loss_is_scaled_for_ga = True
+        self._terms = _Sums()
+        self._work = _Sums()
+        self._evaluated: _Sums | None = None
+        self._since = time.perf_counter()
+        self._logged_step = 0
+        inner = self.accelerator.unwrap_model(self.model)
+        self._inner = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
+        self._flops = StepFlops(self._inner)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            model = self.model if model is None else model
+            groups = self.rates.groups(model, self.get_decay_parameter_names(model), self.args.weight_decay)
+            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, model)
+            self.optimizer = optimizer_class(groups, **options)
+        return self.optimizer
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list, Tensor | int | None]:
+        """The micro-batches of one step, each told how many rows of every term the whole step has."""
+        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if batches:
+            counts = [self._inner.count_items(batch, self.objective) for batch in batches]
+            names = sorted(counts[0])
+            totals = torch.stack([torch.stack([count[name] for name in names]) for count in counts]).sum(0)
+            totals = self.accelerator.gather(totals.to(device).unsqueeze(0)).sum(0)
+            for batch in batches:
+                batch["num_items"] = dict(zip(names, totals, strict=True))
+        return batches, num_items
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        outputs = model(**inputs, objective=self.objective)
+        self._terms.add(outputs.terms)
+        images = inputs.get("pixel_values")
+        own = self._inner.count_items(inputs, self.objective)
+        self._work.add(
+            {
+                "tokens": inputs["attention_mask"].sum(),
+                "rows": torch.tensor(len(inputs["input_ids"])),
+                "images": torch.tensor(0 if images is None else len(images)),
+                **{f"items_{name}": count for name, count in own.items()},
+            }
+        )
+        # Ranks' gradients are averaged; the terms are already divided by the counts of all ranks.
+        loss = outputs.loss * self.accelerator.num_processes
+        return (loss, outputs) if return_outputs else loss
+
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> tuple[Tensor, None, None]:
+        inputs = self._prepare_inputs(inputs)
+        counts = self._inner.count_items(inputs, self.objective)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            one = {name: torch.ones_like(count) for name, count in counts.items()}
+            outputs = model(**inputs, objective=self.objective, num_items=one)
+        if self._evaluated is not None:
+            self._evaluated.add(outputs.terms)
+            self._evaluated.add({f"items_{name}": count for name, count in counts.items()})
+        return outputs.loss.detach().float() / max(1, sum(int(count) for count in counts.values())), None, None
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        """As in Trainer, with every term as a mean over all scored rows of the set, and the loss made of those."""
+        self._evaluated = _Sums()
+        output = super().evaluation_loop(*args, **kwargs)
+        sums = self._evaluated.reduce(self.accelerator)
+        self._evaluated = None
+        prefix = kwargs.get("metric_key_prefix", "eval")
+        counted = {
+            name: value / max(1.0, sums[f"items_{self.objective.counted_by(name)}"])
+            for name, value in sums.items()
+            if not name.startswith("items_")
+        }
+        metrics = {f"{prefix}_{name}": value for name, value in counted.items()}
+        metrics[f"{prefix}_loss"] = self.objective.weigh(counted)
+        output.metrics.update(metrics)
+        return output
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            steps = max(1, self.state.global_step - self._logged_step)
+            self._logged_step = self.state.global_step
+            logs |= {name: value / steps for name, value in self._terms.reduce(self.accelerator).items()}
+            logs |= self._speed()
+        super().log({name: _rounded(value) for name, value in logs.items()}, start_time)
+
+    def _speed(self) -> dict[str, float]:
+        now = time.perf_counter()
+        seconds, self._since = now - self._since, now
+        work = self._work.reduce(self.accelerator)
+        flops = self._flops(
+            tokens=int(work.get("tokens", 0)),
+            rows=int(work.get("rows", 0)),
+            images=int(work.get("images", 0)),
+            num_items={name.removeprefix("items_"): int(n) for name, n in work.items() if name.startswith("items_")},
+        )
+        speed = {
+            "tokens_per_second": work.get("tokens", 0) / seconds,
+            "images_per_second": work.get("images", 0) / seconds,
+            "tflops_per_second": flops / seconds / 1e12,
+        }
+        peak = peak_flops()
+        if peak is not None:
+            speed["mfu"] = flops / seconds / peak / self.accelerator.num_processes
+        return speed
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        # trainer_state.json is written next, and says that a checkpoint is whole: every rank has written its part by then.
+        super()._save_rng_state(output_dir)
+        self.accelerator.wait_for_everyone()
+
+
+class _Sums:
+    """Running sums by name on their device; read once a log line, so that a step does not wait for the GPU."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+
+    def add(self, values: dict[str, Tensor]) -> None:
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value.detach().double()
+
+    def reduce(self, accelerator: Any) -> dict[str, float]:
+        """The sums over all ranks, and a fresh start."""
+        names = sorted(self.sums)
+        if not names:
+            return {}
+        own = torch.stack([self.sums[name].to(accelerator.device) for name in names])
+        total = accelerator.gather(own.unsqueeze(0)).sum(0).tolist()
+        self.sums = {}
+        return dict(zip(names, total, strict=True))
+
+
+def _rounded(value: Any) -> Any:
+    return float(f"{value:.6g}") if isinstance(value, float) else value

@@ -1,0 +1,261 @@
+"""One run from one recipe: model, data, who learns, Trainer, and the folder it leaves behind.
+
+    run(read_recipe("train/demo/1_align.yaml"))        # or: vwlmm train train/demo/1_align.yaml
+"""
+
+import json
+import logging
+import os
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from transformers import TrainingArguments, set_seed
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from vwlmm.config import ModelConfig, Recipe, write_recipe
+from vwlmm.data.collator import Collator
+from vwlmm.data.dataset import load_datasets
+from vwlmm.data.templates import chat_template_for
+from vwlmm.embedded import resolve
+from vwlmm.trainable import LearningRates, add_lora, set_trainable
+from vwlmm.trainer import ObjectiveTrainer
+
+logger = logging.getLogger(__name__)
+
+RECIPE_FILE = "recipe.yaml"
+RESULT_FILE = "result.json"  # written last: a folder with it holds a finished run
+
+
+def run(recipe: Recipe) -> Path:
+    """Trains, and returns the folder of the finished model.
+
+    A run cut short goes on from its last whole checkpoint; a finished one is left as it is.
+
+    Raises:
+        ValueError: the recipe does not fit model or data; the folder holds another run.
+        BadRow: a row that cannot be learned from (see `data.on_bad_row`).
+    """
+    output_dir = Path(recipe.training["output_dir"])
+    if is_finished(recipe):
+        logger.warning("%s holds this run, finished: nothing to do.", output_dir)
+        return output_dir
+    arguments = _arguments(recipe)
+    checkpoint = _checkpoint(recipe) if recipe.training.get("resume", "auto") == "auto" else None
+    set_seed(arguments.seed)
+    model, processor = build_model(recipe.model, quantize=recipe.lora.quantize if recipe.lora else None)
+    model, rates = _learners(model, recipe)
+    train, validation = load_datasets(recipe.data, processor, seed=arguments.seed)
+    trainer = ObjectiveTrainer(
+        model=model,
+        args=arguments,
+        objective=recipe.objective_object(),
+        rates=rates,
+        train_dataset=train,
+        eval_dataset=validation,
+        processing_class=processor,
+        data_collator=Collator(
+            processor, quarantine=output_dir if recipe.data.on_bad_row == "quarantine" else None
+        ),
+    )
+    if trainer.is_world_process_zero():
+        output_dir.mkdir(parents=True, exist_ok=True)
+        write_recipe(recipe, output_dir / RECIPE_FILE)
+    # The first step's randomness does not depend on how the model was made: interrupted runs equal whole ones.
+    set_seed(arguments.seed)
+    result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    metrics = dict(result.metrics)
+    if validation is not None:
+        metrics |= trainer.evaluate()
+    _finish(trainer, processor, recipe, metrics)
+    return output_dir
+
+
+def is_finished(recipe: Recipe) -> bool:
+    """True when the output folder holds exactly this run, to its end.
+
+    Raises:
+        ValueError: the folder holds another run, or something that is not a run.
+    """
+    output_dir = Path(recipe.training["output_dir"])
+    if not output_dir.is_dir() or not any(output_dir.iterdir()):
+        return False
+    saved = output_dir / RECIPE_FILE
+    if not saved.is_file():
+        raise ValueError(
+            f"training.output_dir {output_dir} holds files, but no run of ours (no {RECIPE_FILE}): choose an empty folder."
+        )
+    different = _first_difference(yaml.safe_load(saved.read_text()), yaml.safe_load(yaml.safe_dump(recipe.to_dict())))
+    if different:
+        raise ValueError(
+            f"training.output_dir {output_dir} already holds another run ({different}): choose another folder, or delete it."
+        )
+    return (output_dir / RESULT_FILE).is_file()
+
+
+def build_model(config: ModelConfig, *, quantize: str | None = None) -> tuple[Any, Any]:
+    """The model and processor that a recipe's `model` section describes."""
+    from vwlmm.assemble import assemble, initialise_vm_head
+    from vwlmm.loading import has_vm_head, load_model
+
+    dtype = getattr(torch, config.dtype)
+    extra: dict[str, Any] = {"attn_implementation": config.attn_implementation} if config.attn_implementation else {}
+    if config.init_from is None:
+        if quantize:
+            raise ValueError("lora.quantize needs a trained model: give model.init_from.")
+        assert config.vision_tower and config.language_model and config.chat_template  # ModelConfig has checked it
+        model, processor = assemble(
+            resolve(config.vision_tower),
+            resolve(config.language_model),
+            chat_template=config.chat_template,
+            vm_head_init=config.vm_head_init or "random",
+            projector_type=config.projector_type,
+            projector_patch_merge=config.projector_patch_merge,
+            projector_norm=config.projector_norm,
+            pseudo_image_features=bool(config.pseudo_image_features),
+            vision_feature_layer=config.vision_feature_layer,
+            image_aspect_ratio=config.image_aspect_ratio,
+            dtype=dtype,
+        )
+        if config.attn_implementation:
+            model.set_attn_implementation(config.attn_implementation)
+        return model, processor
+    if quantize:
+        extra["quantization_config"] = _four_bit()
+    if config.pseudo_image_features is not None:
+        extra["pseudo_image_features"] = config.pseudo_image_features
+    fresh = config.vm_head_init is not None
+    model, processor = load_model(
+        config.init_from, dtype=dtype, device="cpu", require_vm_head=not fresh, **extra
+    )
+    if fresh:
+        if has_vm_head(resolve(config.init_from)):
+            logger.warning("model.vm_head_init starts the VM head of %s anew.", config.init_from)
+        initialise_vm_head(model, config.vm_head_init or "random")
+    return model, _with_template(processor, config.chat_template)
+
+
+def build_processor(config: ModelConfig) -> Any:
+    """The processor that `build_model` would give, without loading weights."""
+    from transformers import AutoProcessor
+
+    from vwlmm.assemble import make_processor
+
+    if config.init_from is not None:
+        processor = AutoProcessor.from_pretrained(str(resolve(config.init_from)))
+        return _with_template(processor, config.chat_template)
+    assert config.vision_tower and config.language_model and config.chat_template  # ModelConfig has checked it
+    return make_processor(
+        resolve(config.vision_tower),
+        resolve(config.language_model),
+        chat_template=config.chat_template,
+        projector_patch_merge=config.projector_patch_merge,
+        image_aspect_ratio=config.image_aspect_ratio,
+    )[0]
+
+
+def _with_template(processor: Any, chat_template: str | None) -> Any:
+    if chat_template:
+        processor.tokenizer.chat_template = chat_template_for(chat_template, processor.tokenizer)
+        processor.chat_template = processor.tokenizer.chat_template
+    return processor
+
+
+def last_whole_checkpoint(output_dir: Path) -> Path | None:
+    """The newest checkpoint that was written to its end; its trainer_state.json is written last and must be readable."""
+
+    def is_whole(folder: Path) -> bool:
+        try:
+            json.loads((folder / "trainer_state.json").read_text())
+        except (FileNotFoundError, json.JSONDecodeError):
+            return False
+        return True
+
+    folders = [p for p in output_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if p.name.rsplit("-", 1)[1].isdigit()]
+    whole = [folder for folder in folders if is_whole(folder)]
+    return max(whole, key=lambda folder: int(folder.name.rsplit("-", 1)[1]), default=None)
+
+
+def _checkpoint(recipe: Recipe) -> Path | None:
+    checkpoint = last_whole_checkpoint(Path(recipe.training["output_dir"]))
+    if checkpoint is not None:
+        logger.warning("going on from %s", checkpoint)
+    return checkpoint
+
+
+def _arguments(recipe: Recipe) -> TrainingArguments:
+    """TrainingArguments with what our batches need; DeepSpeed on a CPU speaks gloo and is told so before anything else."""
+    given = {name: value for name, value in recipe.training.items() if name not in ("resume",)}
+    on_cpu = not torch.cuda.is_available()
+    if given.get("deepspeed") and on_cpu:
+        import deepspeed
+
+        # Its op is compiled at start and serves inference only.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        deepspeed.init_distributed(dist_backend="gloo", timeout=timedelta(minutes=10))
+    defaults = {
+        "use_cpu": on_cpu,
+        "report_to": "none",
+        "dataloader_num_workers": recipe.data.num_workers,
+        "logging_steps": 10,
+        # A NaN is shown, not averaged away.
+        "logging_nan_inf_filter": False,
+        "gradient_checkpointing_kwargs": {"use_reentrant": False} if given.get("gradient_checkpointing") else None,
+    }
+    # Our batches hold keys that Trainer does not know, and the objective's counts are global.
+    fixed = {"remove_unused_columns": False, "average_tokens_across_devices": True}
+    try:
+        return TrainingArguments(**{**defaults, **given, **fixed})
+    except (TypeError, ValueError) as problem:
+        raise ValueError(f"training: {problem}") from None
+
+
+def _learners(model: Any, recipe: Recipe) -> tuple[Any, LearningRates]:
+    trainable = {
+        name: float(recipe.training["learning_rate"]) if rate is None else rate for name, rate in recipe.trainable.items()
+    }
+    if recipe.lora is not None:
+        return add_lora(model, recipe.lora, trainable)
+    return model, set_trainable(model, trainable)
+
+
+def _four_bit() -> Any:
+    from transformers import BitsAndBytesConfig
+    from transformers.utils import is_bitsandbytes_available
+
+    if not torch.cuda.is_available() or not is_bitsandbytes_available():
+        raise ValueError("lora.quantize: 4bit (QLoRA) needs a GPU and `pip install bitsandbytes`; leave it out to train LoRA.")
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=torch.bfloat16,
+        # Only the LLM is quantised: the heads' weights enter the streamed losses as they are.
+        llm_int8_skip_modules=["vision_tower", "multi_modal_projector", "lm_head", "vm_head"],
+    )
+
+
+def _finish(trainer: ObjectiveTrainer, processor: Any, recipe: Recipe, metrics: dict[str, Any]) -> None:
+    output_dir = Path(recipe.training["output_dir"])
+    trainer.save_model(str(output_dir))
+    if trainer.is_world_process_zero():
+        processor.save_pretrained(output_dir)
+        trainer.state.save_to_json(str(output_dir / "trainer_state.json"))
+        unfinished = output_dir / f".{RESULT_FILE}"
+        unfinished.write_text(json.dumps(metrics, indent=2) + "\n")
+        os.replace(unfinished, output_dir / RESULT_FILE)
+    trainer.accelerator.wait_for_everyone()
+
+
+def _first_difference(saved: Any, wanted: Any, path: str = "") -> str | None:
+    """The first key whose value differs, as `section.key: saved, not wanted`; how to resume does not make another run."""
+    if path == "training.resume":
+        return None
+    if not (isinstance(saved, dict) and isinstance(wanted, dict)):
+        return None if saved == wanted else f"{path}: {saved!r} there, {wanted!r} here"
+    for key in [*saved, *(key for key in wanted if key not in saved)]:
+        found = _first_difference(saved.get(key), wanted.get(key), f"{path}.{key}".lstrip("."))
+        if found:
+            return found
+    return None
