@@ -436,6 +436,26 @@ def test_pseudo_features_in_bf16_and_under_autocast_stay_near_fp32():
             assert (one.float() - other).norm() < 0.05 * other.norm()
 
 
+# --- on a GPU
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 2e-2)])
+def test_a_gpu_gives_the_values_and_gradients_of_the_cpu(dtype, tolerance):
+    shapes = ((300, 32), (500, 32), (300, 16), (500, 16), (500, 32))
+    labels = torch.arange(300)
+    results = []
+    for device in ("cpu", "cuda"):
+        h, lm, f, vm, words = inputs = [make(*s, dtype=dtype).detach().to(device).requires_grad_() for s in shapes]
+        loss = visual_word_loss(h, lm, f, vm, detach_target=False)
+        loss = loss + language_model_loss(h, lm, labels.to(device))
+        loss = loss + pseudo_image_features(f, vm, words).float().square().mean()
+        results.append([x.float().cpu() for x in (loss.detach(), *gradients(loss, inputs))])
+    for cpu, cuda in zip(*results, strict=True):
+        assert (cpu - cuda).norm() <= tolerance * cpu.norm()
+
+
 # --- memory and errors
 
 

@@ -47,6 +47,8 @@ def run(recipe: Recipe) -> Path:
     set_seed(arguments.seed)
     model, processor = build_model(recipe.model, quantize=recipe.lora.quantize if recipe.lora else None)
     model, rates = _learners(model, recipe)
+    for path in (recipe.data.path, recipe.data.validation_path, recipe.data.images):
+        resolve(Path(path or "").parent)  # a file of the embedded data is prepared on first use
     train, validation = load_datasets(recipe.data, processor, seed=arguments.seed)
     trainer = ObjectiveTrainer(
         model=model,

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from vwlmm.data import sources
+from vwlmm.data import json_files, sources
 from vwlmm.data.images import load_image
 from vwlmm.data.rows import BadRow, Row, read_rows
 
@@ -130,16 +130,16 @@ def test_the_scanner_refuses_what_json_refuses(tmp_path, text):
     path = tmp_path / "rows.json"
     path.write_text(text)
     with pytest.raises(ValueError, match="line 1, column"):
-        list(sources.scan_json_array(path))
+        list(json_files.scan_json_array(path))
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 3, 7, 1000])
 def test_the_scanner_reads_what_json_reads_whatever_the_chunk(tmp_path, monkeypatch, chunk):
-    monkeypatch.setattr(sources, "CHUNK", chunk)
+    monkeypatch.setattr(json_files, "CHUNK", chunk)
     values = [{"a": 'ü€\n"]},{[', "b": [1, 2.5e3, None]}, 123, [], "x" * 50, {}, True, -0.25]
     path = tmp_path / "rows.json"
     path.write_text("\ufeff \n" + json.dumps(values, ensure_ascii=False, indent=3) + " \n", encoding="utf-8")
-    elements = list(sources.scan_json_array(path))
+    elements = list(json_files.scan_json_array(path))
     assert [element.value for element in elements] == values
     data = path.read_bytes()
     assert [json.loads(data[element.begin : element.end]) for element in elements] == values

@@ -1,12 +1,13 @@
 """Answering questions: what the model is shown, that batching does not matter, and what comes back."""
 
+import copy
 import json
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     CLIPImageProcessorPil,
     CLIPVisionConfig,
@@ -90,7 +91,7 @@ def rows() -> list[dict]:
 
 
 class Watcher:
-    """A processor that keeps the pictures and prompts it was given."""
+    """A processor that keeps the pictures and prompts it was given, and the last ids it made."""
 
     def __init__(self, processor: LlavaProcessor) -> None:
         self.processor, self.pictures, self.prompts = processor, [], []
@@ -101,7 +102,9 @@ class Watcher:
     def __call__(self, *, images: list, text: list, **others):
         self.pictures += images
         self.prompts += text
-        return self.processor(images=images, text=text, **others)
+        inputs = self.processor(images=images, text=text, **others)
+        self.input_ids = inputs["input_ids"]
+        return inputs
 
 
 def ask(model, processor, rows, images, **options) -> list[dict]:
@@ -136,6 +139,23 @@ def test_the_prompt_is_character_for_character_what_the_row_trains_on(model, pro
     ask(model, watcher, rows[:1], images)
     assert watcher.prompts == [expected]
     assert text.replace("<image>", "<image> ") in expected
+
+
+@pytest.mark.parametrize("template", [TEMPLATE, "<s> " + TEMPLATE])
+def test_the_first_token_is_read_once_whether_the_template_or_the_tokenizer_writes_it(
+    model, processor, rows, images, template
+):
+    processor = copy.deepcopy(processor)
+    processor.tokenizer.add_special_tokens({"bos_token": "<s>"})
+    bos = processor.tokenizer.bos_token_id
+    writer = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", bos)])
+    processor.tokenizer.backend_tokenizer.post_processor = writer
+    processor.chat_template = template
+    watcher = Watcher(processor)
+    wider = copy.deepcopy(model)
+    wider.resize_token_embeddings(len(processor.tokenizer), mean_resizing=False)
+    ask(wider, watcher, rows[:3], images)
+    assert (watcher.input_ids == bos).sum(1).tolist() == [1, 1, 1]
 
 
 def test_a_question_without_its_image_is_refused(model, processor, rows, images):

@@ -118,7 +118,7 @@ def test_a_score_that_does_not_fall_without_the_picture_is_told_as_it_is(tmp_pat
 
 def test_wrong_answers_are_marked_in_words_and_right_ones_are_not(tmp_path, parts):
     page = page_of(tmp_path, parts)
-    assert len(page.all("figure", "right")) == len(page.all("figure", "wrong")) == 1
+    assert [figure["class"] for figure in page.all("figure", "sample")] == ["sample right", "sample wrong"]
     assert "wrong: expected blue" in page.text
     assert "wrong: expected red" not in page.text
 

@@ -6,21 +6,22 @@ vwlmm data check train.json --images images --clean train.clean.json --quarantin
 import argparse
 import json
 import os
-import tempfile
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
 
 from vwlmm.data.config import DataConfig
 from vwlmm.data.dataset import RowEncoder, open_images
 from vwlmm.data.images import MAX_PIXELS
+from vwlmm.data.records import Record, Records, describe_bytes
 from vwlmm.data.rows import BadRow, image_folder, parse_record
-from vwlmm.data.sources import DatasetRecords, JsonArray, JsonLines, Record, Records, describe_bytes, open_records
+from vwlmm.data.sources import open_records
+from vwlmm.data.written import atomic_file, clean_writer
 
 NO_LIMIT = 1 << 60  # tokens: no maximum length
 
@@ -95,8 +96,8 @@ def check(
     verdicts = _verdicts(_CheckedRows(records, folder, max_pixels, encoder), num_workers, progress)
     report = CheckReport(num_rows=len(records))
     with ExitStack() as stack:
-        clean = None if write_clean is None else stack.enter_context(_clean_writer(Path(write_clean), records))
-        quarantine = None if write_quarantine is None else stack.enter_context(_atomic(Path(write_quarantine)))
+        clean = None if write_clean is None else stack.enter_context(clean_writer(Path(write_clean), records))
+        quarantine = None if write_quarantine is None else stack.enter_context(atomic_file(Path(write_quarantine)))
         for index, verdict in enumerate(verdicts):
             if isinstance(verdict, BadRow):
                 report.bad_rows.append(verdict)
@@ -163,76 +164,6 @@ def _as_json(record: Record) -> Any:
     if isinstance(record.value, BadRow):
         return record.raw.decode(errors="replace")
     return describe_bytes(record.value)
-
-
-@contextmanager
-def _atomic(path: Path) -> Iterator[IO[bytes]]:
-    """A file that appears under its name only when it is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            yield file
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(name, 0o666 & ~mask)  # mkstemp's file is readable by its owner alone
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
-
-
-class _CleanJson:
-    """Good rows of a JSON file, byte for byte: a list as a list, lines as lines."""
-
-    def __init__(self, file: IO[bytes], is_array: bool) -> None:
-        self.file = file
-        self.is_array = is_array
-        self.separator = b"[\n" if is_array else b""
-
-    def add(self, record: Record) -> None:
-        self.file.write(self.separator + record.raw)
-        self.separator = b",\n" if self.is_array else b"\n"
-
-    def close(self) -> None:
-        if self.is_array:
-            self.file.write(b"[]\n" if self.separator == b"[\n" else b"\n]\n")
-        elif self.separator:
-            self.file.write(b"\n")
-
-
-class _CleanDataset:
-    """Good rows of a dataset, as Parquet with the same columns."""
-
-    def __init__(self, file: IO[bytes], dataset: Any) -> None:
-        self.file = file
-        self.dataset = dataset
-        self.good: list[int] = []
-
-    def add(self, record: Record) -> None:
-        self.good.append(record.index)
-
-    def close(self) -> None:
-        self.dataset.select(self.good).to_parquet(self.file)
-
-
-@contextmanager
-def _clean_writer(path: Path, records: Records) -> Iterator[_CleanJson | _CleanDataset]:
-    if isinstance(records, DatasetRecords) and path.suffix != ".parquet":
-        raise ValueError(
-            f"{path}: good rows of a dataset are written as Parquet, expected a name that ends in .parquet."
-        )
-    if isinstance(records, JsonArray | JsonLines) and path.suffix not in (".json", ".jsonl"):
-        raise ValueError(
-            f"{path}: good rows keep the format of their file, expected a name that ends in .json or .jsonl."
-        )
-    with _atomic(path) as file:
-        if isinstance(records, DatasetRecords):
-            writer: _CleanJson | _CleanDataset = _CleanDataset(file, records.dataset)
-        else:
-            writer = _CleanJson(file, isinstance(records, JsonArray))
-        yield writer
-        writer.close()
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

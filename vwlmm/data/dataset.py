@@ -4,6 +4,7 @@ train, validation = load_datasets(DataConfig(path="train.json", images="images")
 loader = DataLoader(train, batch_size=8, collate_fn=Collator(processor), num_workers=2)
 """
 
+import logging
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
@@ -18,11 +19,14 @@ from vwlmm.data.collator import Collator
 from vwlmm.data.config import DataConfig
 from vwlmm.data.encode import EncodedRow, encode_row, num_image_tokens, own_template
 from vwlmm.data.images import ImageProblem, load_image
+from vwlmm.data.records import Record, Records
 from vwlmm.data.rows import BadRow, Row, bad_image, image_folder, parse_record
-from vwlmm.data.sources import Record, Records, open_records
+from vwlmm.data.sources import open_records
 from vwlmm.data.templates import chat_template_for, validate_template
 
 __all__ = ["Collator", "DataConfig", "Example", "RowDataset", "RowEncoder", "StreamedRowDataset", "load_datasets"]
+
+logger = logging.getLogger(__name__)
 
 Example = dict[str, Any]  # input_ids [seq], labels [seq], pixel_values [images, 3, height, width]; or bad_row
 
@@ -35,6 +39,7 @@ class RowEncoder:
         self.processor = processor
         self.images = images
         self.chat_template = _template(config, processor)
+        self.said_truncated = False
 
     def encode(self, record: Record) -> EncodedRow:
         """Ids and labels, images unopened.
@@ -55,6 +60,14 @@ class RowEncoder:
         """
         try:
             encoded = self.encode(record)
+            if encoded.truncated and not self.said_truncated:
+                logger.warning(
+                    "%s is longer than max_length=%d tokens and is cut there, and so are others like it; "
+                    "`vwlmm data check --model … --max-length …` counts them.",
+                    record.source,
+                    self.config.max_length,
+                )
+                self.said_truncated = True
             example = {"input_ids": torch.tensor(encoded.input_ids), "labels": torch.tensor(encoded.labels)}
             if encoded.images:
                 example["pixel_values"] = self._pixels(encoded)

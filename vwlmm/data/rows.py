@@ -10,7 +10,8 @@ from typing import Any, TypedDict
 
 from vwlmm.data.bad_row import BadRow
 from vwlmm.data.images import ImageProblem, ImageSource
-from vwlmm.data.sources import Record, Records, open_records
+from vwlmm.data.records import Record, Records
+from vwlmm.data.sources import open_records
 
 __all__ = ["BadRow", "Message", "Row", "bad_image", "parse_record", "read_rows"]
 
@@ -93,7 +94,7 @@ def _parse(value: dict[str, Any], row_id: str, source: str, images: Path) -> Row
         messages, inner = _turns(value["messages"], "messages", "role", "content")
     elif value.get("conversations") is not None:
         messages, inner = _turns(value["conversations"], "conversations", "from", "value")
-    elif isinstance(value.get("caption", value.get("text")), str):
+    elif any(isinstance(value.get(name), str) for name in ("caption", "text")):
         messages, inner = _pair(value)
     else:
         keys = ", ".join(value) or "no keys"

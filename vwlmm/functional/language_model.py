@@ -77,10 +77,10 @@ class _NextToken(torch.autograd.Function):
     """The sum over rows (or each row's value) of the cross-entropy; gradients as in `_VisualWords`."""
 
     # torch 2.13 has F.linear_cross_entropy, whose chunked form (options=...) keeps no [rows, vocab] either, skips a
-    # frozen side and is right in fp32. Not used, because there no scored row gives NaN, autocast is ignored (the matmuls
-    # stay fp32), a bf16 input gives a loss rounded to bf16, and a second backward raises. On CPU (1,152 rows, hidden
-    # 1024, vocab 32,000) in fp32 it took 1.16 times the plain form and 146 MB, this one 0.85 times and 59 MB; in bf16
-    # (384 rows, hidden 512, vocab 16,000) it took 12 times the plain form, this one 1.06: bench/visual_word_loss.py.
+    # frozen side and is right in fp32. Not used, because there no scored row gives NaN, autocast is ignored (the
+    # matmuls stay fp32), a bf16 input gives a loss rounded to bf16, and a second backward raises. On CPU in fp32 (1,152
+    # rows, hidden 1024, vocab 32,000) it took 1.16 times the plain form and 146 MB, this one 0.85 times and 59 MB; in
+    # bf16 (384 rows, hidden 512, vocab 16,000) 12 times the plain form, this one 1.06: bench/visual_word_loss.py.
 
     @staticmethod
     def forward(

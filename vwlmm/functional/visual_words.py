@@ -127,6 +127,8 @@ def visual_word_terms(
             f"Each row of hidden predicts one row of features, got {len(hidden)} and {len(features)} rows: "
             "select both by the same image positions, hidden one position earlier."
         )
+    if hidden.device != features.device:
+        raise ValueError(f"hidden is on {hidden.device} and features on {features.device}: move one to the other.")
     if len(lm_weight) != len(vm_weight):
         raise ValueError(
             f"Both heads speak of the same vocabulary, got {len(lm_weight)} words in lm_weight and {len(vm_weight)} in "

@@ -140,10 +140,12 @@ class VisualWordLlavaForConditionalGeneration(LlavaForConditionalGeneration):
             if input_ids is None or labels is None:
                 raise ValueError("A model with an objective needs input_ids and labels (−100 where nothing is scored).")
             return self._objective_forward(input_ids, pixel_values, attention_mask, labels, objective, num_items, kwargs)
-        if self.config.pseudo_image_features and pixel_values is not None:
-            images = self.get_image_features(pixel_values, return_dict=True)
-            images.pooler_output = [self.pseudo_image_features(features) for features in images.pooler_output]
-            kwargs["mm_encoder_outputs"], pixel_values = {"image": images}, None
+        image_token_in_tables = self.config.image_token_id < self.config.text_config.vocab_size
+        if pixel_values is not None and (self.config.pseudo_image_features or not image_token_in_tables):
+            if input_ids is None:
+                raise ValueError("Pictures are placed by the image tokens of input_ids: pass those with pixel_values.")
+            kwargs["inputs_embeds"] = self._embed(input_ids, pixel_values)[1]
+            input_ids = pixel_values = None
         return super().forward(
             input_ids=input_ids,
             pixel_values=pixel_values,
