@@ -154,8 +154,8 @@ BAD_ROWS: dict[str, tuple[Any, str, str]] = {
     "zero-byte image": (llava_row("4", "<image>\nQ", "A", image="zero.png"), "image", "zero bytes"),
     "not an image": (llava_row("5", "<image>\nQ", "A", image="text.png"), "image", "not an image"),
     "second image bad": (llava_row("6", "<image><image>", "A", image=["a.png", "cut.png"]), "image[1]", "truncated"),
-    "too few markers": (llava_row("7", "Q", "A", image="a.png"), "image", "0 `<image>` and 1 images"),
-    "too many markers": (llava_row("8", "<image><image>Q", "A", image="a.png"), "image", "2 `<image>` and 1 images"),
+    "too few markers": (llava_row("7", "Q", "A", image="a.png"), "image", "0 `<image>` and 1 image"),
+    "too many markers": (llava_row("8", "<image><image>Q", "A", image="a.png"), "image", "2 `<image>` and 1 image"),
     "marker without image": (llava_row("9", "<image>\nQ", "A"), "image", "1 `<image>` and 0 images"),
     "image on the web": (llava_row("10", "<image>", "A", image="http://x/a.png"), "image", "download"),
     "unknown role": (

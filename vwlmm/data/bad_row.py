@@ -29,7 +29,10 @@ class BadRow(ValueError):
         self.found = found
 
     def __str__(self) -> str:
-        return f"{self.summary}; {HINT}" if self.field else self.source
+        if self.field:
+            return f"{self.summary}; {HINT}"
+        # From a DataLoader worker the message comes at the end of its traceback.
+        return self.source.rpartition("BadRow: ")[2].strip()
 
     @property
     def summary(self) -> str:

@@ -168,6 +168,9 @@ def _as_json(record: Record) -> Any:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `vwlmm data check`."""
+    parser.epilog = (
+        "example: vwlmm data check train.json --images images --clean train.clean.json --quarantine bad.jsonl"
+    )
     parser.add_argument("file", help=".json, .jsonl or .parquet file, folder, or the name of a dataset")
     parser.add_argument(
         "--images", metavar="DIR", help="folder that relative image paths start from (default: that of FILE)"

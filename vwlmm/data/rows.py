@@ -102,8 +102,8 @@ def _parse(value: dict[str, Any], row_id: str, source: str, images: Path) -> Row
     sources = [*_images(value), *inner]
     wanted = sum(part["type"] == "image" for message in messages for part in message["content"])
     if wanted != len(sources):
-        expected = f"one `{IMAGE}` for each of the {len(sources)} images" if sources else f"an image for each `{IMAGE}`"
-        raise _Problem("image", expected, f"{wanted} `{IMAGE}` and {len(sources)} images")
+        count = "1 image" if len(sources) == 1 else f"{len(sources)} images"
+        raise _Problem("image", f"as many `{IMAGE}` as images", f"{wanted} `{IMAGE}` and {count}")
     if not any(message["role"] == "assistant" for message in messages):
         raise _Problem("messages", "an assistant turn", "nothing to learn: only user or system turns")
     return Row(row_id, source, messages, [_resolve(image, images) for image in sources])
