@@ -138,7 +138,9 @@ class ChatSession:
         Raises:
             ValueError: the conversation is longer than the model reads, or does not fit the chat template.
         """
-        content = [{"type": "image"} for _ in self.waiting] + [{"type": "text", "text": text}]
+        # A line break after the picture, as in LLaVA's data: the prompt is the one that training has seen.
+        said = f"\n{text}" if self.waiting else text
+        content = [{"type": "image"} for _ in self.waiting] + [{"type": "text", "text": said}]
         messages = [*self.messages, {"role": "user", "content": content}]
         pictures = self.pictures + self.waiting
         answer = Answer(self.processor.tokenizer, out)
@@ -174,13 +176,16 @@ class ChatSession:
             prompt = self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         except TemplateError as error:
             raise ValueError(f"The model's chat template refuses the conversation: {error}") from error
+        # Templates of other LLaVAs write the line break after a picture themselves.
+        image = self.processor.image_token
+        prompt = prompt.replace(f"{image}\n\n", f"{image}\n")
         system = self.config.system
         if system is not None and system.strip() not in prompt:
             raise ValueError("The model's chat template has no place for a system text: leave --system out.")
-        places = prompt.count(self.processor.image_token)
+        places = prompt.count(image)
         if places != len(pictures):
             raise ValueError(
-                f"Expected {self.processor.image_token} once a picture, {len(pictures)} in the prompt, got {places}: "
+                f"Expected {image} once a picture, {len(pictures)} in the prompt, got {places}: "
                 "add pictures with /image FILE or --image; the chat template must write it once for each."
             )
         bos = self.processor.tokenizer.bos_token

@@ -13,7 +13,6 @@ COMMANDS = {
     "words": ("vwlmm.visualize", "the visual words of every patch, drawn over the picture"),
     "data check": ("vwlmm.data.check", "find every bad row of a data file"),
     "data inspect": ("vwlmm.commands.inspect", "what the model reads and what is scored"),
-    "plan": ("vwlmm.commands.plan", "parameters, tokens, steps and memory of a recipe; does it fit"),
 }
 
 

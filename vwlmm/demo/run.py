@@ -108,18 +108,20 @@ def evaluate(
     if not kept.is_file() or kept.stat().st_mtime < (model_folder / RESULT_FILE).stat().st_mtime:
         model, processor = load_model(model_folder)
         autocast = torch.bfloat16 if has_fast_bf16() else None
+        numbers = num_questions or NUM_QUESTIONS
+        asked = sample_questions(test, numbers["real"], seed)
         answers = {
             picture: answer_questions(
                 model,
                 processor,
-                sample_questions(test, number, seed),
+                sample_questions(asked, number, seed),
                 images=data / "images",
                 batch_size=32,
                 picture=picture,  # type: ignore[arg-type]
                 seed=seed,
                 autocast=autocast,
             )
-            for picture, number in (num_questions or NUM_QUESTIONS).items()
+            for picture, number in numbers.items()
         }
         kept.write_text(json.dumps(answers))
     answers = json.loads(kept.read_text())
