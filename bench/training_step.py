@@ -76,11 +76,20 @@ def main() -> None:
         first = next(iter(FORMS))
         for name in FORMS:
             command = [sys.executable, __file__, "--device", args.device, "--peak", name, dtype]
-            peak = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+            peak = json.loads(
+                subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]
+            )
             middle = statistics.median(seconds[name])
-            lines.append(f"| {dtype} | {name} | {middle:.2f} | {ratio(seconds, name, first):.2f} | {peak / 1e6:.0f} MB |")
-    lines += ["", f"{ROWS} rows of easy-VQA, 16 image tokens each, 256 patches scored against a visual word. Seconds: CPU time of"]
-    lines += ["the process (on a GPU device time), median; ratio: median over rounds, against the first form in the same round."]
+            lines.append(
+                f"| {dtype} | {name} | {middle:.2f} | {ratio(seconds, name, first):.2f} | {peak / 1e6:.0f} MB |"
+            )
+    lines += [
+        "",
+        f"{ROWS} rows of easy-VQA, 16 image tokens each, 256 patches scored against a visual word. Seconds: CPU time of",
+    ]
+    lines += [
+        "the process (on a GPU device time), median; ratio: median over rounds, against the first form in the same round."
+    ]
     if args.out:
         write_section(args.out, f"Training step of the demo model, {args.device}", "\n".join(lines))
     else:

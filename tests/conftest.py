@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from PIL import Image
+from small_runs import save_model, save_parts, save_rows
 from tiny import make_processor, tiny_config
 
 from vwlmm import VisualWordLlavaForConditionalGeneration
@@ -45,3 +46,21 @@ def pictures(tmp_path_factory) -> Path:
     for name, colour in {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (20, 40, 230)}.items():
         Image.new("RGB", (40, 30), colour).save(folder / f"{name}.png")
     return folder
+
+
+@pytest.fixture(scope="session")
+def parts(tmp_path_factory) -> Path:
+    """A folder with `tower` (CLIP vision tower of 2×2 patches) and `llm` (Llama without the word `<image>`), saved."""
+    return save_parts(tmp_path_factory.mktemp("parts"))
+
+
+@pytest.fixture(scope="session")
+def trained(parts, tmp_path_factory) -> Path:
+    """A folder with a whole model of those parts, VM head and processor included: what an earlier stage leaves behind."""
+    return save_model(parts, tmp_path_factory.mktemp("trained"))
+
+
+@pytest.fixture(scope="session")
+def rows(tmp_path_factory) -> Path:
+    """A folder with pictures, captions.json (8 pictures) and instruct.json (5 with a picture, 1 with two, 2 without)."""
+    return save_rows(tmp_path_factory.mktemp("rows"))

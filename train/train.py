@@ -1,9 +1,9 @@
 """Trains one recipe: the same as `vwlmm train`, for launchers that start a file.
 
-    python train/train.py train/demo/1_align.yaml training.max_steps=10
-    torchrun --standalone --nproc_per_node 8 train/train.py train/visual_words/2_instruct.yaml
-    deepspeed train/train.py train/visual_words/2_instruct.yaml
-    accelerate launch train/train.py train/visual_words/2_instruct.yaml
+python train/train.py train/demo/1_align.yaml training.max_steps=10
+torchrun --standalone --nproc_per_node 8 train/train.py train/visual_words/2_instruct.yaml
+deepspeed train/train.py train/visual_words/2_instruct.yaml
+accelerate launch train/train.py train/visual_words/2_instruct.yaml
 """
 
 import sys

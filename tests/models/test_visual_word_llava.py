@@ -31,11 +31,19 @@ LLMS = {
 TOWERS = {
     "clip": ({}, tiny_clip()),
     "siglip": ({"vision_feature_select_strategy": "full"}, SiglipVisionConfig(**VISION, image_size=28, patch_size=14)),
-    "dinov2": ({}, Dinov2Config(hidden_size=32, num_hidden_layers=3, num_attention_heads=4, image_size=28, patch_size=14)),
+    "dinov2": (
+        {},
+        Dinov2Config(hidden_size=32, num_hidden_layers=3, num_attention_heads=4, image_size=28, patch_size=14),
+    ),
     "dinov2 with registers": (
         {},
         Dinov2WithRegistersConfig(
-            hidden_size=32, num_hidden_layers=3, num_attention_heads=4, image_size=28, patch_size=14, num_register_tokens=4
+            hidden_size=32,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            image_size=28,
+            patch_size=14,
+            num_register_tokens=4,
         ),
     ),
 }
@@ -59,7 +67,9 @@ def test_every_tower_and_llm_trains_saves_and_loads(llm, tower, tmp_path):
     output = model(**image_batch(), objective=VisualWords())
     output.loss.backward()
     assert output.loss.isfinite()
-    assert model.vm_head.weight.grad is not None or model.model.multi_modal_projector.linear_1.weight.grad.abs().sum() > 0
+    assert (
+        model.vm_head.weight.grad is not None or model.model.multi_modal_projector.linear_1.weight.grad.abs().sum() > 0
+    )
     model.save_pretrained(tmp_path)
     loaded, report = VisualWordLlavaForConditionalGeneration.from_pretrained(tmp_path, output_loading_info=True)
     assert not report["missing_keys"]
@@ -105,7 +115,9 @@ def test_left_padded_batches_generate_what_single_prompts_generate(model):
     batch = image_batch()
     rows = [batch["input_ids"][0, :9], batch["input_ids"][1, :7]]
     alone = [
-        model.generate(input_ids=row[None], pixel_values=batch["pixel_values"][i : i + 1], max_new_tokens=6, do_sample=False)
+        model.generate(
+            input_ids=row[None], pixel_values=batch["pixel_values"][i : i + 1], max_new_tokens=6, do_sample=False
+        )
         for i, row in enumerate(rows)
     ]
     padded = torch.full((2, 9), 3)
@@ -125,7 +137,9 @@ def test_interleaved_images_stand_where_their_tokens_are(pseudo):
     pixels = image_batch()["pixel_values"]
     ids = torch.tensor([[1, 50, *[IMAGE] * 4, 60, *[IMAGE] * 4, 61, 62]])
     output = model(input_ids=ids, pixel_values=pixels, labels=ids.where(ids > 60, -100), objective=VisualWords())
-    swapped = model(input_ids=ids, pixel_values=pixels.flip(0), labels=ids.where(ids > 60, -100), objective=VisualWords())
+    swapped = model(
+        input_ids=ids, pixel_values=pixels.flip(0), labels=ids.where(ids > 60, -100), objective=VisualWords()
+    )
     assert output.loss.isfinite()
     assert output.loss != swapped.loss
     # Causal: what stands before the second image does not see it.

@@ -103,7 +103,9 @@ def test_a_detached_target_gives_its_features_no_gradient_through_the_visual_wor
     model.requires_grad_(False)
     model.vm_head.requires_grad_(True)
     live = VisualWordsConfig(detach_target=False)
-    assert not gradients(model, model(**batch, objective=VisualWords()).loss).get("vm_head.weight", torch.zeros(1)).any()
+    assert (
+        not gradients(model, model(**batch, objective=VisualWords()).loss).get("vm_head.weight", torch.zeros(1)).any()
+    )
     assert gradients(model, model(**batch, objective=VisualWords(live)).loss)["vm_head.weight"].any()
 
 

@@ -1,6 +1,6 @@
 """Does the visual term help? Stages 2 to 4 of the demo with three seeds, stage 4 in three forms, at equal steps.
 
-    python -m vwlmm.demo.compare        # make compare: about half an hour on 2 idle cores; writes docs/visual_words.md
+python -m vwlmm.demo.compare        # make compare: about half an hour on 2 idle cores; writes docs/visual_words.md
 """
 
 import argparse
@@ -111,8 +111,14 @@ def page(scores: dict[str, dict[int, Any]], curves: dict[str, dict[int, dict[str
     lines += [f"| the commonest answer, without looking | {' | '.join(cells)} | | |", "", "Each seed, overall:", ""]
     lines += ["| stage 4 | " + " | ".join(f"seed {s}" for s in seeds) + " |", "|---|" + "---|" * len(seeds)]
     for name, by_seed in scores.items():
-        lines.append(f"| {name} | " + " | ".join(f"{by_seed[s]['real']['overall']['accuracy']:.3f}" for s in seeds) + " |")
-    lines += ["", "Terms at the end of stage 4, means over seeds (`vm_loss` per patch; entropy of the visual words in nats):", ""]
+        lines.append(
+            f"| {name} | " + " | ".join(f"{by_seed[s]['real']['overall']['accuracy']:.3f}" for s in seeds) + " |"
+        )
+    lines += [
+        "",
+        "Terms at the end of stage 4, means over seeds (`vm_loss` per patch; entropy of the visual words in nats):",
+        "",
+    ]
     lines += ["| stage 4 | lm_loss | vm_loss | visual_word_entropy |", "|---|---|---|---|"]
     for name, terms in curves.items():
         cells = [_mean([terms[s].get(key) for s in seeds]) for key in ("lm_loss", "vm_loss", "visual_word_entropy")]

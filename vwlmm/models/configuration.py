@@ -1,9 +1,10 @@
 """Configuration of a visual-word LLaVA: LlavaConfig plus the VM head's, the projector's and the pseudo-image path's fields."""
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import LlavaConfig
+
 
 @strict
 class VisualWordLlavaConfig(LlavaConfig):
@@ -25,6 +26,10 @@ class VisualWordLlavaConfig(LlavaConfig):
 
     model_type = "visual_word_llava"
 
+    if TYPE_CHECKING:  # a configuration by the time anything reads them, never the dict or None of LlavaConfig
+        vision_config: Any
+        text_config: Any
+
     pseudo_image_features: bool = False
     projector_type: Literal["mlp2x_gelu", "linear"] = "mlp2x_gelu"
     projector_patch_merge: int = 1
@@ -33,7 +38,9 @@ class VisualWordLlavaConfig(LlavaConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
         if self.projector_patch_merge < 1:
-            raise ValueError(f"projector_patch_merge is the side of a square of patches, at least 1: got {self.projector_patch_merge}.")
+            raise ValueError(
+                f"projector_patch_merge is the side of a square of patches, at least 1: got {self.projector_patch_merge}."
+            )
         embedding_width = getattr(self.text_config, "word_embed_proj_dim", None)
         if embedding_width not in (None, self.text_config.hidden_size):
             raise ValueError(

@@ -27,8 +27,9 @@ class VisualWordProjector(LlavaMultiModalProjector):
         if self.patch_merge > 1:
             self.linear_1 = nn.Linear(vision_features, hidden, bias=config.multimodal_projector_bias)
         if config.projector_type == "linear":
-            self.act, self.linear_2 = nn.Identity(), nn.Identity()
-        self.norm = nn.LayerNorm(vision_features) if config.projector_norm else nn.Identity()
+            self.act = nn.Identity()
+            self.linear_2 = nn.Identity()  # type: ignore[assignment]
+        self.norm: nn.Module = nn.LayerNorm(vision_features) if config.projector_norm else nn.Identity()
 
     def forward(self, image_features: Tensor) -> Tensor:
         features = image_features[:, self.num_register_tokens :]

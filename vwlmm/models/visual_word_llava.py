@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
-from transformers.generation import GenerationMixin
 from transformers.models.llava.modeling_llava import (
     LlavaCausalLMOutputWithPast,
     LlavaForConditionalGeneration,
@@ -139,7 +138,9 @@ class VisualWordLlavaForConditionalGeneration(LlavaForConditionalGeneration):
         if objective is not None:
             if input_ids is None or labels is None:
                 raise ValueError("A model with an objective needs input_ids and labels (−100 where nothing is scored).")
-            return self._objective_forward(input_ids, pixel_values, attention_mask, labels, objective, num_items, kwargs)
+            return self._objective_forward(
+                input_ids, pixel_values, attention_mask, labels, objective, num_items, kwargs
+            )
         image_token_in_tables = self.config.image_token_id < self.config.text_config.vocab_size
         if pixel_values is not None and (self.config.pseudo_image_features or not image_token_in_tables):
             if input_ids is None:
@@ -226,16 +227,15 @@ class VisualWordLlavaForConditionalGeneration(LlavaForConditionalGeneration):
             raise ValueError(f"The batch has {int(is_image.sum())} image tokens and no pixel_values: pass the images.")
         # An image token may lie outside the tables (published checkpoints keep 32,000 words); its embedding is replaced.
         words = self.get_input_embeddings()(input_ids.masked_fill(is_image, 0))
-        if blank:
-            pixel_values = words.new_zeros(self._blank_image_shape())
-        features = torch.cat(self.get_image_features(pixel_values, return_dict=True).pooler_output)
+        pixels = words.new_zeros(self._blank_image_shape()) if pixel_values is None or blank else pixel_values
+        features = torch.cat(self.get_image_features(pixels, return_dict=True).pooler_output)
         given = self.pseudo_image_features(features) if self.config.pseudo_image_features else features
         if blank:
             return features[:0], words + given[:0].sum().to(words.dtype)
         if is_image.sum() != len(given):
             raise ValueError(
                 f"The batch has {int(is_image.sum())} image tokens for {len(given)} image features "
-                f"({len(pixel_values)} images): the processor and the model count the tokens of an image differently."
+                f"({len(pixels)} images): the processor and the model count the tokens of an image differently."
             )
         return features, words.masked_scatter(is_image.unsqueeze(-1), given.to(words.dtype))
 

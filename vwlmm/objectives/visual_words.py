@@ -120,7 +120,7 @@ class VisualWords:
         """The loss, and every term by name, each divided by the rows of the global batch (at least 1)."""
         learned, logged = sums
         means = {name: total / torch.clamp(num_items[name], min=1) for name, total in learned.items()}
-        loss = sum(self.config.weights[name] * mean for name, mean in means.items())
+        loss = torch.stack([self.config.weights[name] * mean for name, mean in means.items()]).sum()
         patches = torch.clamp(num_items["vm"], min=1)
         terms = {f"{name}_loss": mean.detach() for name, mean in means.items() if self.config.weights[name]}
         if self.config.weights["vm"]:
