@@ -84,12 +84,16 @@ def _status_bytes(field: str) -> int:
 
 
 def machine_description(device: torch.device) -> str:
-    """Processor, cores, torch and date, in one line."""
+    """Processor, cores, torch, date and load, in one line."""
     if device.type == "cuda":
         name = f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}"
     else:
         name = f"{_cpu_name()}, {os.cpu_count()} cores"
-    return f"{name}; {platform.system()} {platform.machine()}; torch {torch.__version__}; {date.today().isoformat()}"
+    # Other work on the machine shows here: on an idle one the load is near 0 before a benchmark starts.
+    return (
+        f"{name}; {platform.system()} {platform.machine()}; torch {torch.__version__}; {date.today().isoformat()}; "
+        f"load average {os.getloadavg()[0]:.1f} at the start"
+    )
 
 
 def _cpu_name() -> str:

@@ -61,7 +61,7 @@ def save_parts(folder: Path) -> Path:
 
 def save_model(parts: Path, folder: Path) -> Path:
     torch.manual_seed(2)
-    model, processor = assemble(parts / "tower", parts / "llm", chat_template="vicuna_v1")
+    model, processor = assemble(parts / "tower", parts / "llm", chat_template="chatml")
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
@@ -125,7 +125,7 @@ def sections(model: Path, rows: Path, output_dir: Path) -> dict[str, dict[str, A
 
 def recipe(file: Path, content: dict[str, dict[str, Any]], *overrides: str) -> Recipe:
     """Written as YAML and read as a user's file is."""
-    file.write_text(yaml.safe_dump(content))
+    file.write_text(yaml.safe_dump(content, sort_keys=False))
     return read_recipe(file, overrides)
 
 

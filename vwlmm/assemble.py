@@ -1,6 +1,6 @@
 """A new visual-word LMM from a vision tower and an LLM: hub ids or folders, joined by a fresh projector and VM head.
 
-    model, processor = assemble("openai/clip-vit-large-patch14-336", "lmsys/vicuna-7b-v1.5", chat_template="vicuna_v1")
+model, processor = assemble("openai/clip-vit-large-patch14-336", "lmsys/vicuna-7b-v1.5", chat_template="vicuna_v1")
 """
 
 import math
@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -81,7 +81,7 @@ def assemble(
         image_seq_length=num_patches // projector_patch_merge**2,
         vision_feature_layer=vision_feature_layer,
         vision_feature_select_strategy="default" if prefix_tokens else "full",
-        projector_type=projector_type,
+        projector_type=projector_type,  # type: ignore[arg-type]  # the configuration checks it
         projector_patch_merge=projector_patch_merge,
         projector_norm=projector_norm,
         pseudo_image_features=pseudo_image_features,
@@ -130,7 +130,7 @@ def initialise_vm_head(model: VisualWordLlavaForConditionalGeneration, start: st
             model.vm_head.weight.copy_(sources[start].weight)
 
 
-def _gathered(parameters: list[nn.Parameter]) -> Any:
+def _gathered(parameters: list[Any]) -> Any:
     from transformers.integrations import is_deepspeed_zero3_enabled
 
     if not is_deepspeed_zero3_enabled():
@@ -188,6 +188,11 @@ def _join(
     model.lm_head = as_loss_head(llm.get_output_embeddings())
     model.model.multi_modal_projector = VisualWordProjector(config).to(dtype)
     model.model.multi_modal_projector.apply(model._init_weights)
+    if config.projector_norm:
+        # Image features begin as large as words: a small LLM can hardly move a token that is many times larger.
+        words: Any = model.get_input_embeddings()
+        size = words.weight.detach().float().square().mean().sqrt()
+        torch.nn.init.constant_(model.model.multi_modal_projector.output_norm.weight, float(size))
     text = config.text_config
     model.vm_head = LossHead(text.hidden_size, text.vocab_size, bias=False, dtype=dtype)
     model.tie_weights()
@@ -215,6 +220,8 @@ def _image_processor(source: str, image_aspect_ratio: str | None) -> Any:
         raise ValueError(f"image_aspect_ratio is pad or left out: got {image_aspect_ratio!r}.")
     from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
-    fields = ("size", "crop_size", "image_mean", "image_std", "resample", "do_resize", "do_center_crop", "rescale_factor")
+    fields = ("image_mean", "image_std", "resample", "do_rescale", "rescale_factor", "do_normalize")
     kept = {name: getattr(processor, name) for name in fields if getattr(processor, name, None) is not None}
-    return LlavaImageProcessorPil(**kept, do_pad=True)
+    # A padded picture is as large as the tower reads it, with nothing left to crop: DINOv2's processor would cut its edge off.
+    size = processor.crop_size if getattr(processor, "do_center_crop", None) else processor.size
+    return LlavaImageProcessorPil(**kept, size=size, do_center_crop=False, do_pad=True)

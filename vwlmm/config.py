@@ -1,11 +1,13 @@
 """Recipes: one strict YAML file a run. Every key is checked before a model is loaded; unknown keys name the nearest known one.
 
-    recipe = read_recipe("train/demo/1_align.yaml", ["training.max_steps=10"])
+recipe = read_recipe("train/demo/1_align.yaml", ["training.max_steps=10"])
 """
 
 import dataclasses
 import difflib
+import math
 import re
+import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -107,7 +109,9 @@ def read_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"A recipe was expected at {path}: there is no such file. Copy train/forkme.yaml to begin.")
+        raise FileNotFoundError(
+            f"A recipe was expected at {path}: there is no such file. Copy train/forkme.yaml to begin."
+        )
     sections = _parse(path.read_text(), str(path))
     for override in overrides:
         _override(sections, override)
@@ -124,7 +128,7 @@ def write_recipe(recipe: Recipe, path: Path) -> None:
 
 def nearest(name: str, known: list[str]) -> str:
     """`Did you mean 'x'?`, or the list of known names where none is near."""
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.6)  # YAML reads a bare `on` as true
     return f"Did you mean {close[0]!r}?" if close else f"Known: {', '.join(sorted(known))}."
 
 
@@ -145,9 +149,9 @@ def _recipe(sections: dict[str, Any], path: Path) -> Recipe:
         lora=_build(LoraConfig, sections["lora"], "lora") if sections.get("lora") is not None else None,
         source=path,
     )
-    name = recipe.objective.get("name")
-    if name not in OBJECTIVES:
-        raise ValueError(f"objective.name: unknown method {name!r}. {nearest(str(name), list(OBJECTIVES))}")
+    method = recipe.objective.get("name")
+    if not isinstance(method, str) or method not in OBJECTIVES:
+        raise ValueError(f"objective.name: unknown method {method!r}. {nearest(str(method), list(OBJECTIVES))}")
     recipe.objective_object()
     if "learning_rate" not in recipe.training and None in recipe.trainable.values():
         raise ValueError("trainable: a module without a rate takes training.learning_rate, which is not given.")
@@ -158,7 +162,28 @@ def _recipe(sections: dict[str, Any], path: Path) -> Recipe:
         )
     if not recipe.trainable and recipe.lora is None:
         raise ValueError("nothing learns: name modules and their rates in `trainable`, or add a `lora` section.")
+    if recipe.lora is not None:
+        _check_lora(recipe)
     return recipe
+
+
+def _check_lora(recipe: Recipe) -> None:
+    """Adapters are read again on top of the model they were trained on: that one has to be on disk, and to stay itself."""
+    if recipe.model.init_from is None:
+        raise ValueError(
+            "lora adapts a trained model, and is read again on top of it: give model.init_from (stage 1 trains the projector "
+            "without lora)."
+        )
+    if recipe.model.vm_head_init is not None and "vm_head" not in recipe.trainable:
+        raise ValueError(
+            "lora saves the modules of `trainable` and the adapters, so a VM head started by model.vm_head_init would be "
+            "lost: name vm_head in `trainable`."
+        )
+    inside = [name for name in recipe.trainable if "language_model" in name.split(".")]
+    if inside:
+        raise ValueError(
+            f"trainable.{inside[0]} learns through the adapters of `lora`: leave it out of `trainable`, or leave lora out."
+        )
 
 
 def _build(config: type, values: dict[str, Any], section: str) -> Any:
@@ -177,21 +202,24 @@ def _build(config: type, values: dict[str, Any], section: str) -> Any:
 
 def _check_type(key: str, value: Any, expected: Any) -> None:
     """Plain types only (str, int, float, bool, None, list, dict); a whole number serves as a float."""
-    import typing
-
-    options = typing.get_args(expected) or (expected,)
-    if typing.get_origin(expected) in (list, dict):
-        options = (expected,)
+    options = (expected,) if typing.get_origin(expected) in (list, dict) else typing.get_args(expected) or (expected,)
     plain = tuple(typing.get_origin(option) or option for option in options)
     fits = isinstance(value, plain) and not (isinstance(value, bool) and bool not in plain)
     if not fits and not (float in plain and isinstance(value, int) and not isinstance(value, bool)):
         names = " or ".join(getattr(option, "__name__", str(option)) for option in plain)
         raise ValueError(f"{key}: expected {names}, got {value!r}.")
+    inner = [typing.get_args(option) for option in options if typing.get_origin(option) is type(value)]
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for name, item in items if inner and inner[0][-1] is not Any else ():
+        _check_type(f"{key}.{name}", item, inner[0][-1])
 
 
 def _rates(section: dict[str, Any]) -> dict[str, float | None]:
     for module, rate in section.items():
-        if rate is not None and (isinstance(rate, bool) or not isinstance(rate, int | float) or rate <= 0):
+        if not isinstance(module, str):
+            raise ValueError(f"trainable: expected names of modules, got {module!r}.")
+        number = isinstance(rate, int | float) and not isinstance(rate, bool)
+        if rate is not None and not (number and 0 < rate < math.inf):
             raise ValueError(
                 f"trainable.{module}: expected a learning rate above 0, or nothing to take training.learning_rate; got "
                 f"{rate!r}. To freeze a module, leave it out."
@@ -200,17 +228,20 @@ def _rates(section: dict[str, Any]) -> dict[str, float | None]:
 
 
 def _training(section: dict[str, Any]) -> dict[str, Any]:
-    """Checks keys against TrainingArguments; its own checks of values follow when it is built."""
+    """Checks keys and types against TrainingArguments; its own checks of values follow when it is built."""
     from transformers import TrainingArguments
 
-    known = [f.name for f in dataclasses.fields(TrainingArguments) if f.init] + ["resume"]
-    for key in section:
+    known: dict[str, Any] = {f.name: f.type for f in dataclasses.fields(TrainingArguments) if f.init} | {"resume": str}
+    for key, value in section.items():
         if key not in known:
-            raise ValueError(f"unknown key training.{key}. {nearest(key, known)}")
+            raise ValueError(f"unknown key training.{key}. {nearest(key, list(known))}")
+        _check_type(f"training.{key}", value, known[key])
     if not isinstance(section.get("output_dir"), str):
         raise ValueError(f"training.output_dir: expected the folder of this run, got {section.get('output_dir')!r}.")
     if section.get("resume", "auto") not in ("auto", "never"):
-        raise ValueError(f"training.resume is auto (go on from the last whole checkpoint) or never: got {section['resume']!r}.")
+        raise ValueError(
+            f"training.resume is auto (go on from the last whole checkpoint) or never: got {section['resume']!r}."
+        )
     return dict(section)
 
 

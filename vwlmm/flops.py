@@ -1,5 +1,7 @@
 """How much arithmetic a training step is: floating-point operations by module, and the peak of known accelerators."""
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -37,25 +39,25 @@ class StepFlops:
     something before it learns. The vision tower is counted; attention's own products are, too.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        inner, config = model.model, model.config  # type: ignore[union-attr]
+    def __init__(self, model: Any) -> None:
+        inner, config = model.model, model.config
         learns = {name: any(p.requires_grad for p in getattr(inner, name).parameters()) for name in _PARTS}
-        self.per_patch = num_weights(inner.vision_tower) * (6 if learns["vision_tower"] else 2)  # type: ignore[union-attr, arg-type]
+        self.per_patch = num_weights(inner.vision_tower) * (6 if learns["vision_tower"] else 2)
         before_llm = learns["vision_tower"] or learns["multi_modal_projector"]
         backward = before_llm or learns["language_model"]
-        self.per_feature = num_weights(inner.multi_modal_projector) * (6 if before_llm else 2)  # type: ignore[union-attr, arg-type]
-        self.per_token = num_weights(inner.language_model) * (2 + 2 * backward + 2 * learns["language_model"])  # type: ignore[union-attr, arg-type]
-        text, vision = config.text_config, config.vision_config  # type: ignore[union-attr]
+        self.per_feature = num_weights(inner.multi_modal_projector) * (6 if before_llm else 2)
+        self.per_token = num_weights(inner.language_model) * (2 + 2 * backward + 2 * learns["language_model"])
+        text, vision = config.text_config, config.vision_config
         # Scores and weighted sum: 2 products of [seq, hidden] with [seq, hidden] a layer, causal half not subtracted.
         self.attention = 4 * text.num_hidden_layers * text.hidden_size * (3 if backward else 1)
         self.vision_attention = 4 * vision.num_hidden_layers * vision.hidden_size * (3 if learns["vision_tower"] else 1)
         head = text.vocab_size * text.hidden_size
-        lm_learns = model.lm_head.weight.requires_grad  # type: ignore[union-attr]
-        vm_learns = model.vm_head.weight.requires_grad  # type: ignore[union-attr]
+        lm_learns = model.lm_head.weight.requires_grad
+        vm_learns = model.vm_head.weight.requires_grad
         self.per_text_row = head * (2 + 2 * backward + 2 * lm_learns)
         self.per_visual_row = head * (4 + 2 * backward + 2 * lm_learns + 2 * vm_learns)
-        merge = config.projector_patch_merge  # type: ignore[union-attr]
-        self.features = config.image_seq_length  # type: ignore[union-attr]
+        merge = config.projector_patch_merge
+        self.features = config.image_seq_length
         self.patches = self.features * merge * merge
 
     def __call__(self, *, tokens: int, rows: int, images: int, num_items: dict[str, int]) -> float:

@@ -1,14 +1,19 @@
-"""Reading a model folder: our class with its VM head, its processor, and an error instead of a silently random tensor."""
+"""Reading a model folder: our class with its VM head, its processor, and an error instead of a silently random tensor.
 
+A folder of LoRA adapters is read on top of the model it was trained from, and merged into it.
+"""
+
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoProcessor
 from transformers.utils import cached_file
+from transformers.utils.peft_utils import find_adapter_config_file
 
 from vwlmm.embedded import resolve
-from vwlmm.models import VisualWordLlavaForConditionalGeneration
+from vwlmm.models import VisualWordLlavaConfig, VisualWordLlavaForConditionalGeneration
 
 VM_HEAD = "vm_head.weight"
 
@@ -24,25 +29,32 @@ def load_model(
     """The model and processor of a folder or hub id, ready to use.
 
     Args:
-        source: a folder that `save_pretrained` wrote, or a hub id.
+        source: a folder that `save_pretrained` wrote, or a hub id; of a model, or of adapters from a `lora` recipe.
         dtype: of the weights; `auto` keeps what the folder holds.
         device: where to put the model; the GPU when there is one, else the CPU.
         require_vm_head: False also takes a plain LLaVA, whose VM head starts random.
         overrides: configuration fields to change, for instance `pseudo_image_features=True`.
 
     Raises:
-        FileNotFoundError: no such folder.
-        ValueError: tensors are missing or unexpected, with their list; or the folder is a plain LLaVA without a VM head.
+        FileNotFoundError: no such folder, or the one that adapters were trained from is gone.
+        ValueError: tensors are missing, unexpected or of another size, with their list; or the folder is a plain LLaVA
+            without a VM head.
     """
     source = str(resolve(source))
     looks_local = source.startswith((".", "/", "~")) or source.count("/") != 1
     if looks_local and not Path(source).is_dir():
-        raise FileNotFoundError(f"A model folder was expected at {source}: there is none. Train one, or check the path.")
+        raise FileNotFoundError(
+            f"A model folder was expected at {source}: there is none. Train one, or check the path."
+        )
+    adapter = find_adapter_config_file(source)
+    if adapter is not None:
+        return _load_adapter(source, Path(adapter), dtype, device, require_vm_head, overrides)
     if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
         raise FileNotFoundError(f"{source} holds no config.json, so it is not a model folder.")
-    model, report = VisualWordLlavaForConditionalGeneration.from_pretrained(
-        source, dtype=dtype, output_loading_info=True, **overrides
+    loaded: Any = VisualWordLlavaForConditionalGeneration.from_pretrained(
+        source, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **overrides
     )
+    model, report = loaded
     missing, unexpected = set(report["missing_keys"]), set(report["unexpected_keys"])
     if VM_HEAD in missing and require_vm_head:
         raise ValueError(
@@ -50,6 +62,9 @@ def load_model(
             "Train one first: start a recipe from it with model.vm_head_init."
         )
     missing.discard(VM_HEAD)
+    other_sizes = {f"{name} {tuple(there)}, not {tuple(here)}" for name, there, here in report["mismatched_keys"]}
+    if other_sizes:
+        raise ValueError(f"{source} holds tensors of another size than its config.json says: {_listed(other_sizes)}.")
     if missing or unexpected:
         raise ValueError(
             f"{source} does not hold the tensors of this model. Missing: {_listed(missing)}. Unexpected: {_listed(unexpected)}."
@@ -58,21 +73,60 @@ def load_model(
     return model.to(_device(device)), processor
 
 
+def _load_adapter(
+    source: str,
+    adapter: Path,
+    dtype: str | torch.dtype,
+    device: str | torch.device | None,
+    require_vm_head: bool,
+    overrides: dict[str, Any],
+) -> tuple[VisualWordLlavaForConditionalGeneration, Any]:
+    """The base model with the adapters merged into its weights, and the modules that learned in full in place of its own."""
+    import peft
+
+    base, saved = _base_and_modules(adapter)
+    run_config = adapter.with_name("config.json")
+    if run_config.is_file():  # what the run changed of the base's configuration
+        overrides = {"config": VisualWordLlavaConfig.from_pretrained(run_config.parent), **overrides}
+    try:
+        model, _ = load_model(
+            base, dtype=dtype, device="cpu", require_vm_head=require_vm_head and "vm_head" not in saved, **overrides
+        )
+    except FileNotFoundError as problem:
+        raise FileNotFoundError(
+            f"{source} holds LoRA adapters to the model in {base}, and they are nothing without it: put it back, or name its "
+            f"new place as base_model_name_or_path in {adapter}. ({problem})"
+        ) from None
+    merged: Any = peft.PeftModel.from_pretrained(model, source).merge_and_unload()
+    return merged.to(_device(device)), AutoProcessor.from_pretrained(source)
+
+
+def _base_and_modules(adapter: Path) -> tuple[str, list[str]]:
+    """The model that adapters belong to, and the names of the modules that were trained in full and saved with them."""
+    config = json.loads(adapter.read_text())
+    modules = [name.rsplit(".", 1)[-1] for name in config.get("modules_to_save") or []]
+    return str(config.get("base_model_name_or_path")), modules
+
+
 def _device(name: str | torch.device | None) -> torch.device:
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as problem:
-        raise ValueError(f"A device of this machine was expected (cpu, cuda, cuda:0), got {name!r}: {str(problem).splitlines()[0]}") from None
+        raise ValueError(
+            f"A device of this machine was expected (cpu, cuda, cuda:0), got {name!r}: {str(problem).splitlines()[0]}"
+        ) from None
 
 
 def has_vm_head(source: str | Path) -> bool:
-    """True when a folder or hub id holds a VM head; reads names, no tensors."""
-    import json
-
+    """True when a folder or hub id holds a VM head, or adapters to one that does; reads names, no tensors."""
     from safetensors import safe_open
 
+    adapter = find_adapter_config_file(str(source))
+    if adapter is not None:
+        base, saved = _base_and_modules(Path(adapter))
+        return "vm_head" in saved or has_vm_head(base)
     index = cached_file(str(source), "model.safetensors.index.json", _raise_exceptions_for_missing_entries=False)
     if index is not None:
         return VM_HEAD in json.loads(Path(index).read_text())["weight_map"]
@@ -83,4 +137,6 @@ def has_vm_head(source: str | Path) -> bool:
 
 def _listed(keys: set[str], most: int = 8) -> str:
     names = sorted(keys)
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "") if names else "none"
+    return (
+        ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "") if names else "none"
+    )

@@ -10,6 +10,7 @@ from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
 from vwlmm.flops import StepFlops, peak_flops
+from vwlmm.loading import load_model
 from vwlmm.trainable import LearningRates
 
 
@@ -27,23 +28,24 @@ class ObjectiveTrainer(Trainer):
 
     def __init__(self, *args: Any, objective: Any, rates: LearningRates, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.objective = objective
+        self.objective: Any = objective
         self.rates = rates
         self.loss_is_scaled_for_ga = True
         self._terms = _Sums()
         self._work = _Sums()
         self._evaluated: _Sums | None = None
         self._since = time.perf_counter()
-        self._logged_step = 0
+        self._steps = 0  # since the last log line; a resumed run begins in the middle
         inner = self.accelerator.unwrap_model(self.model)
-        self._inner = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
-        self._flops = StepFlops(self._inner)
+        self.has_adapters = hasattr(inner, "get_base_model")
+        self.base_model = inner.get_base_model() if self.has_adapters else inner
+        self._flops = StepFlops(self.base_model)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
-            model = self.model if model is None else model
-            groups = self.rates.groups(model, self.get_decay_parameter_names(model), self.args.weight_decay)
-            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, model)
+            learner: Any = self.model if model is None else model
+            groups = self.rates.groups(learner, self.get_decay_parameter_names(learner), self.args.weight_decay)
+            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, learner)
             self.optimizer = optimizer_class(groups, **options)
         return self.optimizer
 
@@ -53,7 +55,8 @@ class ObjectiveTrainer(Trainer):
         """The micro-batches of one step, each told how many rows of every term the whole step has."""
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         if batches:
-            counts = [self._inner.count_items(batch, self.objective) for batch in batches]
+            self._steps += 1
+            counts = [self.base_model.count_items(batch, self.objective) for batch in batches]
             names = sorted(counts[0])
             totals = torch.stack([torch.stack([count[name] for name in names]) for count in counts]).sum(0)
             totals = self.accelerator.gather(totals.to(device).unsqueeze(0)).sum(0)
@@ -71,7 +74,7 @@ class ObjectiveTrainer(Trainer):
         outputs = model(**inputs, objective=self.objective)
         self._terms.add(outputs.terms)
         images = inputs.get("pixel_values")
-        own = self._inner.count_items(inputs, self.objective)
+        own = self.base_model.count_items(inputs, self.objective)
         self._work.add(
             {
                 "tokens": inputs["attention_mask"].sum(),
@@ -88,7 +91,7 @@ class ObjectiveTrainer(Trainer):
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> tuple[Tensor, None, None]:
         inputs = self._prepare_inputs(inputs)
-        counts = self._inner.count_items(inputs, self.objective)
+        counts = self.base_model.count_items(inputs, self.objective)
         with torch.no_grad(), self.compute_loss_context_manager():
             one = {name: torch.ones_like(count) for name, count in counts.items()}
             outputs = model(**inputs, objective=self.objective, num_items=one)
@@ -100,7 +103,7 @@ class ObjectiveTrainer(Trainer):
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         """As in Trainer, with every term as a mean over all scored rows of the set, and the loss made of those."""
         self._evaluated = _Sums()
-        output = super().evaluation_loop(*args, **kwargs)
+        output: Any = super().evaluation_loop(*args, **kwargs)
         sums = self._evaluated.reduce(self.accelerator)
         self._evaluated = None
         prefix = kwargs.get("metric_key_prefix", "eval")
@@ -116,8 +119,7 @@ class ObjectiveTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
-            steps = max(1, self.state.global_step - self._logged_step)
-            self._logged_step = self.state.global_step
+            steps, self._steps = max(1, self._steps), 0
             logs |= {name: value / steps for name, value in self._terms.reduce(self.accelerator).items()}
             logs |= self._speed()
         super().log({name: _rounded(value) for name, value in logs.items()}, start_time)
@@ -141,6 +143,21 @@ class ObjectiveTrainer(Trainer):
         if peak is not None:
             speed["mfu"] = flops / seconds / peak / self.accelerator.num_processes
         return speed
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if self.is_fsdp_enabled or self.has_adapters:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        # On disk the tensors have LLaVA's names, which from_pretrained turns into ours. Trainer would match none of them,
+        # warn, and train on from the weights the run began with.
+        saved, _ = load_model(resume_from_checkpoint, device="cpu")
+        self.base_model.load_state_dict(saved.state_dict())
+
+    def _load_best_model(self) -> None:
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled or self.has_adapters:
+            super()._load_best_model()
+        else:
+            self._load_from_checkpoint(str(self.state.best_model_checkpoint))
 
     def _save_rng_state(self, output_dir: str) -> None:
         # trainer_state.json is written next, and says that a checkpoint is whole: every rank has written its part by then.

@@ -1,6 +1,6 @@
 """One run from one recipe: model, data, who learns, Trainer, and the folder it leaves behind.
 
-    run(read_recipe("train/demo/1_align.yaml"))        # or: vwlmm train train/demo/1_align.yaml
+run(read_recipe("train/demo/1_align.yaml"))        # or: vwlmm train train/demo/1_align.yaml
 """
 
 import json
@@ -58,9 +58,7 @@ def run(recipe: Recipe) -> Path:
         train_dataset=train,
         eval_dataset=validation,
         processing_class=processor,
-        data_collator=Collator(
-            processor, quarantine=output_dir if recipe.data.on_bad_row == "quarantine" else None
-        ),
+        data_collator=Collator(processor, quarantine=output_dir if recipe.data.on_bad_row == "quarantine" else None),
     )
     if trainer.is_world_process_zero():
         output_dir.mkdir(parents=True, exist_ok=True)
@@ -107,7 +105,9 @@ def build_model(config: ModelConfig, *, quantize: str | None = None) -> tuple[An
     if config.init_from is None:
         if quantize:
             raise ValueError("lora.quantize needs a trained model: give model.init_from.")
-        assert config.vision_tower and config.language_model and config.chat_template  # ModelConfig has checked it
+        assert config.vision_tower  # ModelConfig has checked all three
+        assert config.language_model
+        assert config.chat_template
         model, processor = assemble(
             resolve(config.vision_tower),
             resolve(config.language_model),
@@ -129,9 +129,7 @@ def build_model(config: ModelConfig, *, quantize: str | None = None) -> tuple[An
     if config.pseudo_image_features is not None:
         extra["pseudo_image_features"] = config.pseudo_image_features
     fresh = config.vm_head_init is not None
-    model, processor = load_model(
-        config.init_from, dtype=dtype, device="cpu", require_vm_head=not fresh, **extra
-    )
+    model, processor = load_model(config.init_from, dtype=dtype, device="cpu", require_vm_head=not fresh, **extra)
     if fresh:
         if has_vm_head(resolve(config.init_from)):
             logger.warning("model.vm_head_init starts the VM head of %s anew.", config.init_from)
@@ -148,7 +146,9 @@ def build_processor(config: ModelConfig) -> Any:
     if config.init_from is not None:
         processor = AutoProcessor.from_pretrained(str(resolve(config.init_from)))
         return _with_template(processor, config.chat_template)
-    assert config.vision_tower and config.language_model and config.chat_template  # ModelConfig has checked it
+    assert config.vision_tower  # ModelConfig has checked all three
+    assert config.language_model
+    assert config.chat_template
     return make_processor(
         resolve(config.vision_tower),
         resolve(config.language_model),
@@ -206,6 +206,9 @@ def _arguments(recipe: Recipe) -> TrainingArguments:
         "logging_nan_inf_filter": False,
         "gradient_checkpointing_kwargs": {"use_reentrant": False} if given.get("gradient_checkpointing") else None,
     }
+    if recipe.data.streaming:
+        # accelerate would read on one rank and slice every tensor by rows, pixel_values among them.
+        defaults["accelerator_config"] = {"dispatch_batches": False}
     # Our batches hold keys that Trainer does not know, and the objective's counts are global.
     fixed = {"remove_unused_columns": False, "average_tokens_across_devices": True}
     try:
@@ -216,7 +219,8 @@ def _arguments(recipe: Recipe) -> TrainingArguments:
 
 def _learners(model: Any, recipe: Recipe) -> tuple[Any, LearningRates]:
     trainable = {
-        name: float(recipe.training["learning_rate"]) if rate is None else rate for name, rate in recipe.trainable.items()
+        name: float(recipe.training["learning_rate"]) if rate is None else rate
+        for name, rate in recipe.trainable.items()
     }
     if recipe.lora is not None:
         return add_lora(model, recipe.lora, trainable)
@@ -228,7 +232,9 @@ def _four_bit() -> Any:
     from transformers.utils import is_bitsandbytes_available
 
     if not torch.cuda.is_available() or not is_bitsandbytes_available():
-        raise ValueError("lora.quantize: 4bit (QLoRA) needs a GPU and `pip install bitsandbytes`; leave it out to train LoRA.")
+        raise ValueError(
+            "lora.quantize: 4bit (QLoRA) needs a GPU and `pip install bitsandbytes`; leave it out to train LoRA."
+        )
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -243,6 +249,9 @@ def _finish(trainer: ObjectiveTrainer, processor: Any, recipe: Recipe, metrics: 
     trainer.save_model(str(output_dir))
     if trainer.is_world_process_zero():
         processor.save_pretrained(output_dir)
+        if recipe.lora is not None:
+            # Adapters are read on top of the base model, whose configuration the recipe may have changed.
+            trainer.base_model.config.save_pretrained(output_dir)
         trainer.state.save_to_json(str(output_dir / "trainer_state.json"))
         unfinished = output_dir / f".{RESULT_FILE}"
         unfinished.write_text(json.dumps(metrics, indent=2) + "\n")

@@ -72,7 +72,7 @@ def test_the_colour_in_a_caption_is_the_colour_in_the_picture(easy_vqa):
     shade = {"red": 0, "green": 1, "blue": 2}  # the channel that stands out
     checked = 0
     for r in read(easy_vqa, "captions_test.json"):
-        colour = r["caption"].split()[1]
+        colour = r["caption"].split()[0]
         if colour in shade:
             pixels = np.asarray(Image.open(easy_vqa / "images" / r["image"]).convert("RGB")).reshape(-1, 3)
             most_coloured = pixels[np.ptp(pixels, axis=1).argmax()]
@@ -89,12 +89,12 @@ def test_a_caption_needs_both_colour_and_shape_and_infers_nothing_by_elimination
         ("is there a triangle?", "no", 1),  # so it is a rectangle, but nobody says so
         ("what is the teal shape?", "rectangle", 2),
     ]
-    assert [r["caption"] for r in caption_rows(triples, "train")] == ["a red circle", "a teal rectangle"]
+    assert [r["caption"] for r in caption_rows(triples, "train")] == ["red circle", "teal rectangle"]
 
 
 def test_a_yes_and_a_no_to_a_negated_question_state_what_is_there():
     triples = [("is there a blue shape?", "yes", 0), ("does the image not contain a triangle?", "no", 0)]
-    assert [r["caption"] for r in caption_rows(triples, "train")] == ["a blue triangle"]
+    assert [r["caption"] for r in caption_rows(triples, "train")] == ["blue triangle"]
 
 
 def test_contradicting_answers_are_an_error():

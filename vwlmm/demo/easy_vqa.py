@@ -49,7 +49,7 @@ def question_rows(triples: Sequence[tuple[str, str, int]], split: str) -> list[d
 
 
 def caption_rows(triples: Sequence[tuple[str, str, int]], split: str) -> list[dict]:
-    """One caption, "a blue rectangle", for every image whose questions and answers tell its colour and its shape.
+    """One caption, "blue rectangle", for every image whose questions and answers tell its colour and its shape.
 
     Only what an answer states counts ("what is the blue shape?" – "rectangle" states both, and so does a yes, or a no
     to a negated question); nothing is concluded by elimination. Rows also carry the bare `caption`.
@@ -70,7 +70,7 @@ def caption_rows(triples: Sequence[tuple[str, str, int]], split: str) -> list[di
     rows = []
     for image in sorted(colours):
         if colours[image] and shapes[image]:
-            caption = f"a {min(colours[image])} {min(shapes[image])}"
+            caption = f"{min(colours[image])} {min(shapes[image])}"
             row = _row(f"{split}-caption-{image}", f"{split}/{image}.png", CAPTION_PROMPT, caption)
             rows.append(row | {"caption": caption})
     return rows

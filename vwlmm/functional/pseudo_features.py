@@ -112,20 +112,26 @@ class _PseudoFeatures(torch.autograd.Function):
         return head.rows_gradient, finish(head_sum), None if is_shared else finish(table_sum), None, None
 
 
+def _scratch(words: Tensor, blocks: int) -> Tensor:
+    """Room for the statistics of a block of rows, `[blocks, block, vocab]`."""
+    dtype = statistics_dtype(words.dtype)
+    return words.new_empty(blocks, choose_block_rows(*words.shape, dtype, words.device), words.shape[1], dtype=dtype)
+
+
 def _visual_words(head: StreamedHead, start: int, stop: int) -> Tensor:
     """softmax of a chunk's logits, in place, `[chunk, vocab]`."""
     logits = head.logits(start, stop)
-    dtype = statistics_dtype(logits.dtype)
-    block = choose_block_rows(len(logits), logits.shape[1], dtype, logits.device)
-    for top, end in ranges(len(logits), block):
-        logits[top:end] = torch.softmax(logits[top:end], -1, dtype=dtype)
+    scratch = _scratch(logits, 1)[0]
+    for top, end in ranges(len(logits), len(scratch)):
+        logits[top:end] = torch.softmax(logits[top:end], -1, dtype=scratch.dtype, out=scratch[: end - top])
     return logits
 
 
 def _through_softmax(words: Tensor, words_gradient: Tensor) -> None:
     """From the gradient by the visual words to that by their logits, which replaces `words`; both `[chunk, vocab]`."""
-    dtype = statistics_dtype(words.dtype)
-    block = choose_block_rows(len(words), words.shape[1], dtype, words.device)
-    for top, end in ranges(len(words), block):
-        q, gradient = words[top:end].to(dtype), words_gradient[top:end].to(dtype)
-        words[top:end] = q * (gradient - torch.linalg.vecdot(q, gradient)[:, None])
+    scratch = _scratch(words, 2)
+    for top, end in ranges(len(words), scratch.shape[1]):
+        q, gradient = scratch[0, : end - top].copy_(words[top:end]), scratch[1, : end - top]
+        gradient.copy_(words_gradient[top:end])
+        mean = torch.linalg.vecdot(q, gradient)[:, None]
+        torch.mul(q, gradient.sub_(mean), out=words[top:end])

@@ -13,8 +13,10 @@ from torch import Tensor
 # in fp32: fewer rows a chunk save memory but read each head more often (96 rows cost 11 % more time than 240).
 CHUNK_BYTES = {"cpu": 64 * 2**20, "cuda": 256 * 2**20}
 MIN_CHUNK_ROWS, MAX_CHUNK_ROWS = 32, 1024
-# A block and its scratch: small enough for the second-level cache of a CPU core, large enough to fill a GPU.
-BLOCK_BYTES = {"cpu": 512 * 2**10, "cuda": 8 * 2**20}
+# Of a block. On CPU for each thread, up to a limit: small enough for the caches, large enough that threads seldom wait
+# for each other (with 512 KiB, on two cores that other programs used too, that waiting took longer than the work).
+BLOCK_BYTES = {"cpu": 4 * 2**20, "cuda": 8 * 2**20}
+MAX_BLOCK_THREADS = 2
 # Words of a weight gradient made at once where its dtype is not the matmul's (autocast).
 TILE_WORDS = 4096
 
@@ -71,6 +73,8 @@ def choose_chunk_rows(chunk_rows: int | None, rows: int, device: torch.device, b
 def choose_block_rows(chunk: int, vocab: int, dtype: torch.dtype, device: torch.device) -> int:
     """Rows of a chunk that pass the softmax at once."""
     block_bytes = BLOCK_BYTES.get(device.type, BLOCK_BYTES["cuda"])
+    if device.type == "cpu":
+        block_bytes *= min(torch.get_num_threads(), MAX_BLOCK_THREADS)
     return min(chunk, max(1, block_bytes // max(1, vocab * dtype.itemsize)))
 
 

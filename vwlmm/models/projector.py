@@ -30,12 +30,13 @@ class VisualWordProjector(LlavaMultiModalProjector):
             self.act = nn.Identity()
             self.linear_2 = nn.Identity()  # type: ignore[assignment]
         self.norm: nn.Module = nn.LayerNorm(vision_features) if config.projector_norm else nn.Identity()
+        self.output_norm: nn.Module = nn.LayerNorm(hidden) if config.projector_norm else nn.Identity()
 
     def forward(self, image_features: Tensor) -> Tensor:
         features = image_features[:, self.num_register_tokens :]
         if self.patch_merge > 1:
             features = merge_patches(features, self.patch_merge)
-        return super().forward(self.norm(features))
+        return self.output_norm(super().forward(self.norm(features)))
 
 
 def merge_patches(features: Tensor, merge: int) -> Tensor:
