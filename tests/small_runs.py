@@ -17,7 +17,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from vwlmm.assemble import assemble
+from vwlmm.assembly import assemble
 from vwlmm.config import Recipe, read_recipe
 
 SPECIAL = ["<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"]

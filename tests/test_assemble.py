@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from vwlmm import load_model
-from vwlmm.assemble import assemble
+from vwlmm.assembly import assemble
 from vwlmm.data.config import DataConfig
 from vwlmm.data.dataset import load_datasets
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from vwlmm.assemble import assemble
+    from vwlmm.assembly import assemble
     from vwlmm.loading import load_model
     from vwlmm.models import VisualWordLlavaConfig, VisualWordLlavaForConditionalGeneration
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 _LAZY = {
     "VisualWordLlavaConfig": "vwlmm.models",
     "VisualWordLlavaForConditionalGeneration": "vwlmm.models",
-    "assemble": "vwlmm.assemble",
+    "assemble": "vwlmm.assembly",
     "load_model": "vwlmm.loading",
 }
 

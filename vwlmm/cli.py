@@ -48,7 +48,10 @@ def _run(command: Callable[[argparse.Namespace], int], args: argparse.Namespace)
 
 def _overview(arguments: list[str]) -> int:
     lines = ["usage: vwlmm COMMAND …", "", *(f"  {name:14} {text}" for name, (_, text) in COMMANDS.items())]
-    lines += ["", "`vwlmm COMMAND --help` shows a command's options and an example. To begin: vwlmm train train/forkme.yaml"]
+    lines += [
+        "",
+        "`vwlmm COMMAND --help` shows a command's options and an example. To begin: vwlmm train train/forkme.yaml",
+    ]
     asked = bool(arguments) and arguments[0] in ("-h", "--help")
     if arguments and not asked:
         if arguments[0] == "--version":

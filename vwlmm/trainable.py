@@ -91,7 +91,9 @@ def add_lora(model: Any, lora: LoraConfig, trainable: dict[str, float]) -> tuple
         for name in wanted:
             if not any(path.split(".")[-1] == name for path in linear):
                 kinds = sorted({path.split(".")[-1] for path in linear})
-                raise ValueError(f"lora.target_modules names {name!r}, but the LLM's linear layers are: {', '.join(kinds)}.")
+                raise ValueError(
+                    f"lora.target_modules names {name!r}, but the LLM's linear layers are: {', '.join(kinds)}."
+                )
         linear = [path for path in linear if path.split(".")[-1] in wanted]
     config = peft.LoraConfig(
         r=lora.r,

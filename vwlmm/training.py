@@ -3,6 +3,7 @@
 run(read_recipe("train/demo/1_align.yaml"))        # or: vwlmm train train/demo/1_align.yaml
 """
 
+import itertools
 import json
 import logging
 import os
@@ -50,6 +51,8 @@ def run(recipe: Recipe) -> Path:
     for path in (recipe.data.path, recipe.data.validation_path, recipe.data.images):
         resolve(Path(path or "").parent)  # a file of the embedded data is prepared on first use
     train, validation = load_datasets(recipe.data, processor, seed=arguments.seed)
+    if recipe.model.init_from is None and recipe.model.projector_norm:
+        _measure_features(model, train)
     trainer = ObjectiveTrainer(
         model=model,
         args=arguments,
@@ -97,7 +100,7 @@ def is_finished(recipe: Recipe) -> bool:
 
 def build_model(config: ModelConfig, *, quantize: str | None = None) -> tuple[Any, Any]:
     """The model and processor that a recipe's `model` section describes."""
-    from vwlmm.assemble import assemble, initialise_vm_head
+    from vwlmm.assembly import assemble, initialise_vm_head
     from vwlmm.loading import has_vm_head, load_model
 
     dtype = getattr(torch, config.dtype)
@@ -141,7 +144,7 @@ def build_processor(config: ModelConfig) -> Any:
     """The processor that `build_model` would give, without loading weights."""
     from transformers import AutoProcessor
 
-    from vwlmm.assemble import make_processor
+    from vwlmm.assembly import make_processor
 
     if config.init_from is not None:
         processor = AutoProcessor.from_pretrained(str(resolve(config.init_from)))
@@ -225,6 +228,17 @@ def _learners(model: Any, recipe: Recipe) -> tuple[Any, LearningRates]:
     if recipe.lora is not None:
         return add_lora(model, recipe.lora, trainable)
     return model, set_trainable(model, trainable)
+
+
+def _measure_features(model: Any, train: Any, num_images: int = 256) -> None:
+    from vwlmm.assembly import measure_features
+
+    rows = (train[i] for i in range(len(train))) if hasattr(train, "__len__") else iter(train)
+    pictures = (row["pixel_values"] for row in rows if "pixel_values" in row)
+    found = list(itertools.islice(pictures, num_images))
+    if not found:
+        raise ValueError("model.projector_norm measures the features of training pictures, but no row has one.")
+    measure_features(model, torch.cat(found))
 
 
 def _four_bit() -> Any:

@@ -274,3 +274,20 @@ def test_gradient_checkpointing_changes_nothing(model):
     for name, parameter in model.named_parameters():
         if name in expected:
             torch.testing.assert_close(parameter.grad, expected[name])
+
+
+def test_standardised_features_have_no_mean_and_unit_deviation_and_are_saved(tmp_path):
+    from vwlmm.assembly import measure_features
+
+    model = build(tiny_config(projector_norm=True))
+    pixels = torch.randn(20, 3, 28, 28)
+    measure_features(model, pixels)
+    seen = []
+    model.model.multi_modal_projector.linear_1.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    model.get_image_features(pixels, return_dict=True)
+    rows = seen[0].flatten(0, 1)
+    torch.testing.assert_close(rows.mean(0), torch.zeros(32), atol=1e-4, rtol=0)
+    torch.testing.assert_close(rows.std(0), torch.ones(32), atol=1e-3, rtol=0)
+    model.save_pretrained(tmp_path)
+    loaded = VisualWordLlavaForConditionalGeneration.from_pretrained(tmp_path).eval()
+    assert torch.equal(logits(loaded, image_batch()), logits(model, image_batch()))

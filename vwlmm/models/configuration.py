@@ -16,9 +16,9 @@ class VisualWordLlavaConfig(LlavaConfig):
         projector_type: `mlp2x_gelu` (LLaVA-1.5: linear, activation, linear) or `linear`.
         projector_patch_merge: side of the square of neighbouring patches that share one image token; 2 makes one
             token of 2×2 patches, their features concatenated.
-        projector_norm: LayerNorm over the vision features before the projector, and over its output, which starts at the size
-            of the word embeddings. Off in LLaVA; a small LLM, or a tower read at a middle layer whose channels differ much
-            in size, learns faster with it.
+        projector_norm: standardise every channel of the vision features before the projector, by the mean and deviation
+            measured on the first training pictures, and normalise its output, which starts at the size of the word
+            embeddings. Off in LLaVA; a small LLM, or a tower read at a middle layer, learns faster with it.
 
     On disk the `model_type` is `llava`, and plain transformers reads the folder as an ordinary LLaVA, whenever that LLaVA
     gives the same logits (`is_plain_llava`). Otherwise it is `visual_word_llava`, so that a program which does not know

@@ -2,6 +2,7 @@
 
 import math
 
+import torch
 from torch import Tensor, nn
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
@@ -29,14 +30,40 @@ class VisualWordProjector(LlavaMultiModalProjector):
         if config.projector_type == "linear":
             self.act = nn.Identity()
             self.linear_2 = nn.Identity()  # type: ignore[assignment]
-        self.norm: nn.Module = nn.LayerNorm(vision_features) if config.projector_norm else nn.Identity()
-        self.output_norm: nn.Module = nn.LayerNorm(hidden) if config.projector_norm else nn.Identity()
+        self.norm: nn.Module = FeatureStandardization(vision_features) if config.projector_norm else nn.Identity()
+        # Without a bias: one vector added to every patch would drown what tells them apart.
+        self.output_norm: nn.Module = nn.LayerNorm(hidden, bias=False) if config.projector_norm else nn.Identity()
 
     def forward(self, image_features: Tensor) -> Tensor:
         features = image_features[:, self.num_register_tokens :]
         if self.patch_merge > 1:
             features = merge_patches(features, self.patch_merge)
         return self.output_norm(super().forward(self.norm(features)))
+
+
+class FeatureStandardization(nn.Module):
+    """Every channel to mean 0 and deviation 1 over the pictures it was measured on; a fixed part of the model, not learned.
+
+    A tower's middle layer has channels of very different size and a large common mean, which hides what tells patches apart.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("std", torch.ones(dim))
+
+    def forward(self, features: Tensor) -> Tensor:
+        return (features - self.mean) / self.std
+
+    @torch.no_grad()
+    def measure(self, features: Tensor) -> None:
+        """Takes mean and deviation of every channel from features `[…, dim]`."""
+        rows = features.flatten(0, -2).float()
+        self.mean.copy_(rows.mean(0))
+        self.std.copy_(rows.std(0).clamp(min=1e-6))
 
 
 def merge_patches(features: Tensor, merge: int) -> Tensor:

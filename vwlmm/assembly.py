@@ -86,9 +86,10 @@ def assemble(
         projector_norm=projector_norm,
         pseudo_image_features=pseudo_image_features,
     )
-    model = _join(config, tower, llm, vm_head_init, dtype)
+    model = _join(config, tower, llm, dtype)
     if len(processor.tokenizer) > config.text_config.vocab_size:
         model.resize_token_embeddings(len(processor.tokenizer))
+    initialise_vm_head(model, vm_head_init)  # last, so that a copied table is copied with the new word
     model.generation_config = llm.generation_config
     return model, processor
 
@@ -176,7 +177,6 @@ def _join(
     config: VisualWordLlavaConfig,
     tower: PreTrainedModel,
     llm: PreTrainedModel,
-    vm_head_init: str,
     dtype: torch.dtype,
 ) -> VisualWordLlavaForConditionalGeneration:
     """The parts under one roof; built on the meta device first, so that a 7B model is never made twice."""
@@ -196,8 +196,21 @@ def _join(
     text = config.text_config
     model.vm_head = LossHead(text.hidden_size, text.vocab_size, bias=False, dtype=dtype)
     model.tie_weights()
-    initialise_vm_head(model, vm_head_init)
     return model.eval()
+
+
+def measure_features(model: VisualWordLlavaForConditionalGeneration, pixel_values: Tensor) -> None:
+    """Measures what `projector_norm` standardises, on pictures `[images, 3, height, width]` of the training data."""
+    projector = model.model.multi_modal_projector
+    seen: list[Tensor] = []
+    hook = projector.norm.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    try:
+        with torch.no_grad():
+            for pixels in pixel_values.to(model.device, model.dtype).split(16):
+                model.get_image_features(pixels, return_dict=True)
+    finally:
+        hook.remove()
+    projector.norm.measure(torch.cat(seen))
 
 
 def _tokenizer(source: str, chat_template: str) -> Any:
