@@ -114,8 +114,8 @@ class _PseudoFeatures(torch.autograd.Function):
 
 def _scratch(words: Tensor, blocks: int) -> Tensor:
     """Room for the statistics of a block of rows, `[blocks, block, vocab]`."""
-    dtype = statistics_dtype(words.dtype)
-    return words.new_empty(blocks, choose_block_rows(*words.shape, dtype, words.device), words.shape[1], dtype=dtype)
+    (chunk, vocab), dtype = words.shape, statistics_dtype(words.dtype)
+    return words.new_empty(blocks, choose_block_rows(chunk, vocab, dtype, words.device), vocab, dtype=dtype)
 
 
 def _visual_words(head: StreamedHead, start: int, stop: int) -> Tensor:
