@@ -202,8 +202,8 @@ def test_no_tensor_of_rows_by_vocab_ever_exists(dtype, per_row):
         (visual_word_loss(h, lm, f, vm, **how).sum()).backward()
         language_model_loss(h, lm, labels, reduction=reduction, chunk_rows=32).sum().backward()
         pseudo_image_features(f, vm, words, chunk_rows=32).sum().backward()
-    # The scratch of one chunk is three blocks of [32, vocab]; all rows would be 16 of those.
-    assert 32 * vocab <= largest.elements <= 3 * 32 * vocab
+    # The scratch of one chunk is four blocks of [32, vocab]; all rows would be 16 of those.
+    assert 32 * vocab <= largest.elements <= 4 * 32 * vocab
     with LargestTensor() as plain:
         plain_terms(h, lm, f, vm)
     assert plain.elements >= rows * vocab

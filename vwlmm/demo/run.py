@@ -31,7 +31,7 @@ STAGES = {
     "4_visual_words": "Projector and language model learn the answer and the next visual word together.",
 }
 RECIPES = Path("train/demo")
-NUM_QUESTIONS = {"real": 1500, "blank": 400, "shuffled": 400}
+NUM_QUESTIONS = {"real": 1000, "blank": 300, "shuffled": 300}
 SEED = 0
 
 

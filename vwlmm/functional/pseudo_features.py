@@ -129,9 +129,9 @@ def _visual_words(head: StreamedHead, start: int, stop: int) -> Tensor:
 
 def _through_softmax(words: Tensor, words_gradient: Tensor) -> None:
     """From the gradient by the visual words to that by their logits, which replaces `words`; both `[chunk, vocab]`."""
-    scratch = _scratch(words, 2)
+    scratch = _scratch(words, 3)
     for top, end in ranges(len(words), scratch.shape[1]):
         q, gradient = scratch[0, : end - top].copy_(words[top:end]), scratch[1, : end - top]
         gradient.copy_(words_gradient[top:end])
-        mean = torch.linalg.vecdot(q, gradient)[:, None]
+        mean = torch.mul(q, gradient, out=scratch[2, : end - top]).sum(-1, keepdim=True)
         torch.mul(q, gradient.sub_(mean), out=words[top:end])

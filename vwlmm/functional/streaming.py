@@ -15,7 +15,7 @@ CHUNK_BYTES = {"cpu": 64 * 2**20, "cuda": 256 * 2**20}
 MIN_CHUNK_ROWS, MAX_CHUNK_ROWS = 32, 1024
 # Of a block. On CPU for each thread, up to a limit: small enough for the caches, large enough that threads seldom wait
 # for each other (with 512 KiB, on two cores that other programs used too, that waiting took longer than the work).
-BLOCK_BYTES = {"cpu": 4 * 2**20, "cuda": 8 * 2**20}
+BLOCK_BYTES = {"cpu": 2 * 2**20, "cuda": 8 * 2**20}
 MAX_BLOCK_THREADS = 2
 # Words of a weight gradient made at once where its dtype is not the matmul's (autocast).
 TILE_WORDS = 4096

@@ -239,7 +239,7 @@ def _stream(
         student, teacher = (lm, vm) if plan.visual_words_are_target else (vm, lm)
         dtype = statistics_dtype(*plan.dtypes)
         block = choose_block_rows(plan.chunk, len(lm_weight), dtype, hidden.device)
-        scratch = hidden.new_empty(3, block, len(lm_weight), dtype=dtype)
+        scratch = hidden.new_empty(4, block, len(lm_weight), dtype=dtype)
         terms = hidden.new_empty(3, len(hidden), dtype=dtype)
         for start, stop in ranges(len(hidden), plan.chunk):
             student_logits, teacher_logits = student.logits(start, stop), teacher.logits(start, stop)
@@ -273,10 +273,15 @@ def _compare(
         teacher: logits of the target, `[block, vocab]`.
         plan: what is compared.
         learns: whether the student and whether the teacher gets a gradient.
-        scratch: `[3, block, vocab]`, overwritten.
+        scratch: `[4, block, vocab]`, overwritten.
         terms: `[3, block]`, filled with loss, KL and entropy.
     """
-    dot, dtype = torch.linalg.vecdot, scratch.dtype
+    dtype = scratch.dtype
+
+    def dot(a: Tensor, b: Tensor) -> Tensor:
+        # Into scratch: a fresh product per call, megabytes at a time, fragments the heap by tens of megabytes.
+        return torch.mul(a, b, out=scratch[3]).sum(-1)
+
     # s and t are the paper's p and q, in the roles that the direction gives them.
     log_s = torch.log_softmax(student, -1, dtype=dtype, out=scratch[0])
     log_t = torch.log_softmax(teacher, -1, dtype=dtype, out=scratch[1])
