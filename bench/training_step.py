@@ -69,16 +69,15 @@ def main() -> None:
         function()  # the optimiser's state is there before the measured step
         print(json.dumps(peak_bytes(function, device)))
         return
-    lines = [machine_description(device), "", f"Command: `python bench/training_step.py --device {args.device}`.", ""]
+    command = f"python bench/training_step.py --device {args.device} --rounds {args.rounds}"
+    lines = [machine_description(device), "", f"Command: `{command}`.", ""]
     lines += ["| dtype | step | seconds | ratio | peak above the model and optimiser |", "|---|---|---|---|---|"]
     for dtype in ("fp32", "bf16"):
         seconds = alternating_times(steps(device, dtype == "bf16"), args.rounds, device)
         first = next(iter(FORMS))
         for name in FORMS:
-            command = [sys.executable, __file__, "--device", args.device, "--peak", name, dtype]
-            peak = json.loads(
-                subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]
-            )
+            again = [sys.executable, __file__, "--device", args.device, "--peak", name, dtype]
+            peak = json.loads(subprocess.run(again, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
             middle = statistics.median(seconds[name])
             lines.append(
                 f"| {dtype} | {name} | {middle:.2f} | {ratio(seconds, name, first):.2f} | {peak / 1e6:.0f} MB |"
