@@ -1,0 +1,22 @@
+"""Benchmarks by name; a module is imported when its benchmark is asked for."""
+
+from difflib import get_close_matches
+from importlib import import_module
+from typing import Any
+
+from .benchmark import Answer, Benchmark, Files, Question, Score
+
+__all__ = ["BENCHMARKS", "Answer", "Benchmark", "Files", "Question", "Score", "get_benchmark"]
+
+# Name → module and class.
+BENCHMARKS: dict[str, tuple[str, str]] = {}
+
+
+def get_benchmark(name: str, **options: Any) -> Benchmark:
+    """The benchmark of that name; ValueError with the nearest known name otherwise."""
+    if name not in BENCHMARKS:
+        near = get_close_matches(name, BENCHMARKS, n=1, cutoff=0.4)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"no benchmark {name!r}.{hint} Known: {', '.join(sorted(BENCHMARKS))}")
+    module, kind = BENCHMARKS[name]
+    return getattr(import_module(module), kind)(**options)
