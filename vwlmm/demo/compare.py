@@ -1,6 +1,6 @@
 """Does the visual term help? Stages 2 to 4 of the demo with three seeds, stage 4 in three forms, at equal steps.
 
-python -m vwlmm.demo.compare        # make compare: about half an hour on 2 idle cores; writes docs/visual_words.md
+python -m vwlmm.demo.compare        # make compare: about an hour on 2 idle cores; writes docs/visual_words.md
 """
 
 import argparse
@@ -20,7 +20,8 @@ from vwlmm.embedded import prepare
 from vwlmm.training import is_finished, run
 
 # Stage 2 is the same for all three (language loss only), and so is stage 3: they are run once a seed.
-SHARED = {"2_instruct": 100, "3_vm_head": 40}  # steps
+# Steps. Yes/no questions are not answered from the picture before about 180 steps of stage 2.
+SHARED = {"2_instruct": 200, "3_vm_head": 40}
 LAST_STEPS = 60
 LAST = {
     "visual words": [],
