@@ -64,6 +64,41 @@ def assemble(
     """
     if vm_head_init not in VM_HEAD_STARTS:
         raise ValueError(f"vm_head_init is one of {', '.join(VM_HEAD_STARTS)}: got {vm_head_init!r}.")
+    config, processor = configure(
+        vision_tower,
+        language_model,
+        chat_template=chat_template,
+        projector_type=projector_type,
+        projector_patch_merge=projector_patch_merge,
+        projector_norm=projector_norm,
+        pseudo_image_features=pseudo_image_features,
+        vision_feature_layer=vision_feature_layer,
+        image_aspect_ratio=image_aspect_ratio,
+    )
+    tower_class = _tower(str(vision_tower))[0]
+    tower = tower_class.from_pretrained(str(vision_tower), config=config.vision_config, dtype=dtype)
+    llm = AutoModelForCausalLM.from_pretrained(str(language_model), config=config.text_config, dtype=dtype)
+    model = _join(config, tower, llm, dtype)
+    if len(processor.tokenizer) > config.text_config.vocab_size:
+        model.resize_token_embeddings(len(processor.tokenizer))
+    initialise_vm_head(model, vm_head_init)  # last, so that a copied table is copied with the new word
+    model.generation_config = llm.generation_config
+    return model, processor
+
+
+def configure(
+    vision_tower: str | Path,
+    language_model: str | Path,
+    *,
+    chat_template: str,
+    projector_type: str = "mlp2x_gelu",
+    projector_patch_merge: int = 1,
+    projector_norm: bool = False,
+    pseudo_image_features: bool = False,
+    vision_feature_layer: int = -2,
+    image_aspect_ratio: str | None = None,
+) -> tuple[VisualWordLlavaConfig, LlavaProcessor]:
+    """Configuration and processor of the model that `assemble` makes of the same arguments; loads no weights."""
     processor, prefix_tokens, num_patches = make_processor(
         vision_tower,
         language_model,
@@ -71,12 +106,9 @@ def assemble(
         projector_patch_merge=projector_patch_merge,
         image_aspect_ratio=image_aspect_ratio,
     )
-    tower_class, tower_config = _tower(str(vision_tower))
-    tower = tower_class.from_pretrained(str(vision_tower), config=tower_config, dtype=dtype)
-    llm = AutoModelForCausalLM.from_pretrained(str(language_model), dtype=dtype)
     config = VisualWordLlavaConfig(
-        vision_config=tower_config,
-        text_config=llm.config.get_text_config(),
+        vision_config=_tower(str(vision_tower))[1],
+        text_config=AutoConfig.from_pretrained(str(language_model)).get_text_config(),
         image_token_index=processor.image_token_id,
         image_seq_length=num_patches // projector_patch_merge**2,
         vision_feature_layer=vision_feature_layer,
@@ -86,12 +118,7 @@ def assemble(
         projector_norm=projector_norm,
         pseudo_image_features=pseudo_image_features,
     )
-    model = _join(config, tower, llm, dtype)
-    if len(processor.tokenizer) > config.text_config.vocab_size:
-        model.resize_token_embeddings(len(processor.tokenizer))
-    initialise_vm_head(model, vm_head_init)  # last, so that a copied table is copied with the new word
-    model.generation_config = llm.generation_config
-    return model, processor
+    return config, processor
 
 
 def make_processor(

@@ -9,6 +9,7 @@ from typing import NoReturn
 # Command → module with add_arguments(parser) and main(args) → exit code. A module is imported when its command is called.
 COMMANDS = {
     "train": ("vwlmm.commands.train", "train a recipe"),
+    "plan": ("vwlmm.commands.plan", "parameters, tokens, steps and memory of a recipe, before it is run"),
     "chat": ("vwlmm.chat", "talk with a model about pictures"),
     "words": ("vwlmm.visualize", "the visual words of every patch, drawn over the picture"),
     "data check": ("vwlmm.data.check", "find every bad row of a data file"),

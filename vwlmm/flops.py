@@ -43,6 +43,7 @@ class StepFlops:
         inner, config = model.model, model.config
         learns = {name: any(p.requires_grad for p in getattr(inner, name).parameters()) for name in _PARTS}
         self.per_patch = num_weights(inner.vision_tower) * (6 if learns["vision_tower"] else 2)
+        self.learns_tower = learns["vision_tower"]
         before_llm = learns["vision_tower"] or learns["multi_modal_projector"]
         backward = before_llm or learns["language_model"]
         self.per_feature = num_weights(inner.multi_modal_projector) * (6 if before_llm else 2)
