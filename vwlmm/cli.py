@@ -14,6 +14,7 @@ COMMANDS = {
     "words": ("vwlmm.visualize", "the visual words of every patch, drawn over the picture"),
     "data check": ("vwlmm.data.check", "find every bad row of a data file"),
     "data inspect": ("vwlmm.commands.inspect", "what the model reads and what is scored"),
+    "score": ("vwlmm.commands.score", "score a finished answers file of a benchmark"),
 }
 
 

@@ -9,7 +9,10 @@ from .benchmark import Answer, Benchmark, Files, Question, Score
 __all__ = ["BENCHMARKS", "Answer", "Benchmark", "Files", "Question", "Score", "get_benchmark"]
 
 # Name → module and class.
-BENCHMARKS: dict[str, tuple[str, str]] = {}
+BENCHMARKS: dict[str, tuple[str, str]] = {
+    "pope": ("vwlmm.benchmarks.pope", "POPE"),
+    "vqav2": ("vwlmm.benchmarks.vqav2", "VQAv2"),
+}
 
 
 def get_benchmark(name: str, **options: Any) -> Benchmark:

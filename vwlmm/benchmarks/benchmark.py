@@ -1,7 +1,7 @@
 """What a benchmark is: official files → questions → answers → score and submission. One file a benchmark beside this one."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -27,19 +27,22 @@ class Question:
     `id` is unique in its benchmark and is `question_id` in the answers file. `messages` are chat messages in Hugging
     Face's form, `{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": …}]}`; the pictures of their
     image parts, in order, are `images`: names below the images folder, or the bytes of an encoded picture where the
-    official file holds it itself. `record` is the official record with whatever scoring needs.
+    official file holds it itself. `messages` is empty when the files given do not say how to ask (labels without
+    questions): such a question can be scored, not asked. `record` is the official record with whatever scoring needs,
+    `where` its place in the official file, for messages.
     """
 
     id: str
     messages: Sequence[Mapping[str, Any]]
     images: tuple[str | bytes, ...] = ()
     record: Mapping[str, Any] = field(default_factory=dict)
+    where: str = ""
 
     @property
     def prompt(self) -> str:
-        """The text of all messages, without pictures: what the answers file keeps as `prompt`."""
+        """The text of all messages, without pictures and the newline after the first: `prompt` of the answers file."""
         parts = (part for message in self.messages for part in message["content"])
-        return "".join(part["text"] for part in parts if part["type"] == "text")
+        return "".join(part["text"] for part in parts if part["type"] == "text").removeprefix("\n")
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,9 @@ class Benchmark(ABC):
     engine: ClassVar[str] = "generate"
     max_new_tokens: ClassVar[int] = 128
     options: ClassVar[Mapping[str, Any]] = {}
+    # Where a published answers file keeps the question's id and the answer: the first of these that a line has.
+    id_fields: ClassVar[tuple[str, ...]] = ("question_id",)
+    answer_fields: ClassVar[tuple[str, ...]] = ("text", "answer", "prediction")
     # Model name → main metric as its paper prints it, for the table beside ours.
     published: ClassVar[Mapping[str, float]] = {}
 
@@ -90,9 +96,29 @@ class Benchmark(ABC):
     def read(self, files: Files) -> list[Question]:
         """All questions in the official order; ValueError names file, field and line of what is wrong."""
 
+    def answer_prompt(self, question: Question) -> str:
+        """`prompt` of the question's line in the answers file."""
+        return question.prompt
+
+    def matcher(self, questions: Sequence[Question]) -> Callable[[Answer], str | None]:
+        """A function from a line of an answers file to the id of its question, None where there is no such question.
+
+        The line has been given its `question_id`, as text, from the first of `id_fields` that it has. It may be called
+        once a line, in the file's order; a ValueError that it raises is completed with file and line.
+        """
+        ids = {question.id for question in questions}
+        return lambda answer: answer["question_id"] if answer.get("question_id") in ids else None
+
+    def may_be_missing(self, question: Question) -> bool:
+        """True when the official rule scores a finished run in which this question has no answer."""
+        return False
+
     @abstractmethod
     def score(self, questions: Sequence[Question], answers: Mapping[str, Answer]) -> Score:
-        """Scores answers keyed by question id. The caller has checked that each question has exactly one answer."""
+        """Scores answers keyed by question id. The caller has checked that each question has exactly one answer.
+
+        Without labels (test splits) there are no metrics, and a note says where the submission is scored.
+        """
 
     def write_submission(
         self, questions: Sequence[Question], answers: Mapping[str, Answer], folder: Path
