@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .benchmark import Question
+from .benchmark import Files, Question
 
 _KINDS = {
     str: "text",
@@ -263,7 +263,7 @@ def _line_of(path: Path, at: Sequence[str | int]) -> int:
 
 
 def find_files(data: Path, benchmark: str, *names: str) -> list[Path]:
-    """Official files or folders by name: in `data`, in its folder of the benchmark's name, or one folder down.
+    """Official files or folders by name: in `data`'s folder of the benchmark's name, in `data`, or one folder down.
 
     Raises:
         FileNotFoundError: lists every one that is missing.
@@ -280,7 +280,28 @@ def find_files(data: Path, benchmark: str, *names: str) -> list[Path]:
 
 def _find(data: Path, benchmark: str, name: str) -> Path | None:
     folders = sorted(path for path in data.iterdir() if path.is_dir()) if data.is_dir() else []
-    return next((folder / name for folder in (data, data / benchmark, *folders) if (folder / name).exists()), None)
+    return next((folder / name for folder in (data / benchmark, data, *folders) if (folder / name).exists()), None)
+
+
+def find_one(data: Path, benchmark: str, *names: str) -> Path:
+    """The first of several names under which one official file has been published."""
+    found = next((path for path in (_find(data, benchmark, name) for name in names) if path is not None), None)
+    return found if found is not None else find_files(data, benchmark, " or ".join(names))[0]
+
+
+def only_file(files: Files, benchmark: str, name: str) -> Path:
+    """The one file of a benchmark that publishes questions and labels together, given as either."""
+    given = [*files.annotations, *files.questions]
+    if len(given) != 1:
+        found = ", ".join(map(str, given)) or "none"
+        raise ValueError(f"{benchmark}: expected one file, {name}, as --annotations; found {found}.")
+    return given[0]
+
+
+def mean(values: Iterable[float]) -> float:
+    """Mean of what there is; at least one."""
+    values = list(values)
+    return sum(values) / len(values)
 
 
 def check_images(questions: Sequence[Question], images: Path | None) -> None:

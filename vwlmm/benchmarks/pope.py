@@ -197,8 +197,8 @@ def _llava_questions(path: Path, questions: Sequence[Question]) -> list[_Asked]:
     """The lines of LLaVA's questions file, each with the labelled question of its subset, picture and text."""
     labelled: dict[tuple[str, str, str], list[Question]] = defaultdict(list)
     for question in questions:
-        record = question.record
-        labelled[record["category"], record["image"], record["text"]].append(question)
+        facts = question.record
+        labelled[facts["category"], facts["image"], facts["text"]].append(question)
     found = []
     for record in read_json_lines(path):
         number, category = str(record.get("question_id", int, str)), record.get("category", str)
@@ -216,7 +216,7 @@ def _llava_questions(path: Path, questions: Sequence[Question]) -> list[_Asked]:
 
 def _fits(asked: _Asked, answer: Answer) -> bool:
     return (
-        ("prompt" not in answer or _first_line(answer["prompt"]) == asked.text)
+        (not answer.get("prompt") or _first_line(answer["prompt"]) == asked.text)
         and answer.get("category", asked.category) == asked.category
         and answer.get("image", asked.image) == asked.image
     )

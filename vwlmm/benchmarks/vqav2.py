@@ -10,7 +10,7 @@ from typing import Any
 
 from . import prompts
 from .benchmark import Answer, Benchmark, Files, Question, Score
-from .official_files import Record, find_files, list_records, read_json
+from .official_files import Record, find_files, list_records, mean, read_json
 from .vqa_accuracy import NUM_ANNOTATORS, evalai_normalise, normalisation_applies, normalise, official_accuracy
 
 _ANNOTATIONS = "VQAv2's annotations"
@@ -91,11 +91,11 @@ class VQAv2(Benchmark):
             return Score({}, notes=["test labels are not public: upload the submission file to EvalAI"])
         details = [_detail(question, answers[question.id]["text"]) for question in questions]
         metrics = {
-            "accuracy": _mean(details, "accuracy"),
-            "submission_accuracy": _mean(details, "submission_accuracy"),
+            "accuracy": mean(d["accuracy"] for d in details),
+            "submission_accuracy": mean(d["submission_accuracy"] for d in details),
         }
         for kind in sorted({detail["answer_type"] for detail in details}):
-            metrics[f"accuracy/{kind}"] = _mean([d for d in details if d["answer_type"] == kind], "accuracy")
+            metrics[f"accuracy/{kind}"] = mean(d["accuracy"] for d in details if d["answer_type"] == kind)
         note = (
             "accuracy: the official rule on the answers as they are; submission_accuracy: on the answers normalised as "
             "EvalAI does, which LLaVA and VW-LMM submit"
@@ -158,7 +158,3 @@ def _detail(question: Question, text: str) -> dict[str, Any]:
         "submission": submitted,
         "submission_accuracy": official_accuracy(submitted, annotators),
     }
-
-
-def _mean(details: Sequence[Mapping[str, Any]], field: str) -> float:
-    return sum(detail[field] for detail in details) / len(details)
