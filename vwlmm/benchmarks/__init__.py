@@ -10,7 +10,14 @@ __all__ = ["BENCHMARKS", "Answer", "Benchmark", "Files", "Question", "Score", "g
 
 # Name → module and class.
 BENCHMARKS: dict[str, tuple[str, str]] = {
+    "gqa": ("vwlmm.benchmarks.gqa", "GQA"),
+    "mmbench": ("vwlmm.benchmarks.mmbench", "MMBench"),
+    "mmbench-cn": ("vwlmm.benchmarks.mmbench", "MMBenchCN"),
+    "mmvet": ("vwlmm.benchmarks.mmvet", "MMVet"),
     "pope": ("vwlmm.benchmarks.pope", "POPE"),
+    "scienceqa": ("vwlmm.benchmarks.scienceqa", "ScienceQA"),
+    "textvqa": ("vwlmm.benchmarks.textvqa", "TextVQA"),
+    "vizwiz": ("vwlmm.benchmarks.vizwiz", "VizWiz"),
     "vqav2": ("vwlmm.benchmarks.vqav2", "VQAv2"),
 }
 
