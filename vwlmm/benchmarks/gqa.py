@@ -28,9 +28,9 @@ class GQA(Benchmark):
 
     name = "gqa"
     title = "GQA"
-    options = {"choices": None}  # noqa: RUF012
+    options = {"choices": None}
     id_fields = ("question_id", "questionId")
-    published = {  # noqa: RUF012
+    published = {
         "LLaVA-1.5-7B": 62.0,
         "VW-LMM Vicuna-7B": 62.7,
         "VW-LMM Mistral-7B": 65.4,

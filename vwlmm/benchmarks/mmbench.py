@@ -46,14 +46,14 @@ class MMBench(Benchmark):
     name = "mmbench"
     title = "MMBench"
     max_new_tokens = 1024
-    options = {"split": "dev"}  # noqa: RUF012
-    published: Mapping[str, float] = {  # noqa: RUF012
+    options = {"split": "dev"}
+    published: Mapping[str, float] = {
         "LLaVA-1.5-7B": 64.3,
         "VW-LMM Vicuna-7B": 65.9,
         "VW-LMM Mistral-7B": 80.6,
     }
     instruction = prompts.OPTION_LETTER
-    file_names: Mapping[str, tuple[str, ...]] = {  # noqa: RUF012
+    file_names: Mapping[str, tuple[str, ...]] = {
         "dev": ("mmbench_dev_20230712.tsv", "MMBench_DEV_EN.tsv"),
         "test": ("mmbench_test_20230712.tsv", "MMBench_TEST_EN.tsv"),
     }
@@ -157,13 +157,13 @@ class MMBenchCN(MMBench):
 
     name = "mmbench-cn"
     title = "MMBench-CN"
-    published = {  # noqa: RUF012
+    published = {
         "LLaVA-1.5-7B": 58.3,
         "VW-LMM Vicuna-7B": 59.8,
         "VW-LMM Mistral-7B": 79.0,
     }
     instruction = prompts.OPTION_LETTER_CN
-    file_names = {  # noqa: RUF012
+    file_names = {
         "dev": ("mmbench_dev_cn_20231003.tsv", "MMBench_DEV_CN.tsv"),
         "test": ("mmbench_test_cn_20231003.tsv", "MMBench_TEST_CN.tsv"),
     }

@@ -23,7 +23,7 @@ class MMVet(Benchmark):
     title = "MM-Vet"
     max_new_tokens = 1024
     answer_fields = ("text", "answer", "prediction", "score")
-    published = {  # noqa: RUF012
+    published = {
         "LLaVA-1.5-7B": 30.5,
         "VW-LMM Vicuna-7B": 31.3,
         "VW-LMM Mistral-7B": 44.0,

@@ -44,7 +44,7 @@ class POPE(Benchmark):
 
     name = "pope"
     title = "POPE"
-    published = {  # noqa: RUF012
+    published = {
         "LLaVA-1.5-7B": 85.9,
         "VW-LMM Vicuna-7B": 85.9,
         "VW-LMM Mistral-7B": 87.0,

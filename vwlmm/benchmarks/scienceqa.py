@@ -37,8 +37,8 @@ class ScienceQA(Benchmark):
     name = "scienceqa"
     title = "ScienceQA"
     max_new_tokens = 1024
-    options = {"split": "test"}  # noqa: RUF012
-    published = {  # noqa: RUF012
+    options = {"split": "test"}
+    published = {
         "LLaVA-1.5-7B": 66.8,
         "VW-LMM Vicuna-7B": 68.1,
         "VW-LMM Mistral-7B": 75.9,

@@ -36,8 +36,8 @@ class TextVQA(Benchmark):
 
     name = "textvqa"
     title = "TextVQA"
-    options = {"split": "val", "ocr": True}  # noqa: RUF012
-    published = {  # noqa: RUF012
+    options = {"split": "val", "ocr": True}
+    published = {
         "LLaVA-1.5-7B": 58.2,
         "VW-LMM Vicuna-7B": 57.6,
         "VW-LMM Mistral-7B": 63.1,

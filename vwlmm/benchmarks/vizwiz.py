@@ -23,9 +23,9 @@ class VizWiz(Benchmark):
 
     name = "vizwiz"
     title = "VizWiz"
-    options = {"split": "test"}  # noqa: RUF012
+    options = {"split": "test"}
     id_fields = ("question_id", "image")
-    published = {  # noqa: RUF012
+    published = {
         "LLaVA-1.5-7B": 50.0,
         "VW-LMM Vicuna-7B": 48.3,
         "VW-LMM Mistral-7B": 58.5,

@@ -26,8 +26,8 @@ class VQAv2(Benchmark):
 
     name = "vqav2"
     title = "VQAv2"
-    options = {"split": "val2014"}  # noqa: RUF012
-    published = {  # noqa: RUF012
+    options = {"split": "val2014"}
+    published = {
         "LLaVA-1.5-7B": 78.5,
         "VW-LMM Vicuna-7B": 78.9,
         "VW-LMM Mistral-7B": 80.8,
