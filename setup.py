@@ -40,7 +40,16 @@ setup(
         "eval": ["datasets>=4.0", "openpyxl>=3.1"],
         "demo": DEMO,
         "flash": ["flash-attn>=2.7"],
-        "dev": [*TRAIN, *DEMO, "openpyxl>=3.1", "pytest>=8", "ruff==0.17.5", "mypy==2.4.1", "types-PyYAML", "types-tqdm"],
+        "dev": [
+            *TRAIN,
+            *DEMO,
+            "openpyxl>=3.1",
+            "pytest>=8",
+            "ruff==0.17.5",
+            "mypy==2.4.1",
+            "types-PyYAML",
+            "types-tqdm",
+        ],
     },
     entry_points={"console_scripts": ["vwlmm = vwlmm.cli:main"]},
 )

@@ -84,7 +84,7 @@ class GQA(Benchmark):
         if self.settings["choices"] is None:
             return {}
         path = Path(self.settings["choices"])
-        found = {}
+        found: dict[str, Mapping[str, Any]] = {}
         for name, record in dict_records(path, read_json(path), "GQA's choices"):
             found[name] = {kind: record.get(kind, list) for kind in ("valid", "plausible")}
         for question in questions:

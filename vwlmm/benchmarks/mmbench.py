@@ -8,7 +8,7 @@ import binascii
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from . import prompts
 from .benchmark import Answer, Benchmark, Files, Question, Score
@@ -47,13 +47,13 @@ class MMBench(Benchmark):
     title = "MMBench"
     max_new_tokens = 1024
     options = {"split": "dev"}
-    published: Mapping[str, float] = {
+    published = {
         "LLaVA-1.5-7B": 64.3,
         "VW-LMM Vicuna-7B": 65.9,
         "VW-LMM Mistral-7B": 80.6,
     }
     instruction = prompts.OPTION_LETTER
-    file_names: Mapping[str, tuple[str, ...]] = {
+    file_names: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "dev": ("mmbench_dev_20230712.tsv", "MMBench_DEV_EN.tsv"),
         "test": ("mmbench_test_20230712.tsv", "MMBench_TEST_EN.tsv"),
     }
