@@ -151,6 +151,27 @@ def test_repeated_ids_in_another_order_and_without_category_are_refused(capsys, 
     assert "stands for questions of several subsets" in message
 
 
+def test_questions_that_nothing_but_their_order_tells_apart_keep_their_order(tmp_path):
+    """One picture and one text for all, and ids that run on from subset to subset as in LLaVA's file."""
+    files, asked, texts = [], [], []
+    for category, labels in (("adversarial", ["yes", "no", "no"]), ("popular", ["no", "yes", "yes", "no"])):
+        rows = [{"question_id": i, "image": "x.jpg", "text": "A dog?", "label": t} for i, t in enumerate(labels, 1)]
+        files.append(write_lines(tmp_path / f"coco_pope_{category}.json", rows))
+        asked += asked_of(category, rows, begin=len(asked))
+        texts += labels
+    questions = write_lines(tmp_path / "llava_pope_test.jsonl", asked)
+    answers = write_lines(tmp_path / "a.jsonl", llava_answers(asked, texts))
+    metrics = run_score(tmp_path, "pope", files, answers, "--questions", questions)["metrics"]
+    assert (metrics["adversarial/accuracy"], metrics["popular/accuracy"]) == (1.0, 1.0)
+
+
+def test_a_questions_line_without_label_is_refused(capsys, tmp_path, three):
+    questions = write_lines(tmp_path / "llava_pope_test.jsonl", three["asked"])
+    answers = write_lines(tmp_path / "a.jsonl", llava_answers(three["asked"], three["texts"]))
+    given = tmp_path, "pope", three["files"]["random"], answers, "--questions", questions
+    assert f"{questions}, line 1, field text: expected a question of the label files" in refused(capsys, *given)
+
+
 def test_our_own_answers_name_subset_and_id(tmp_path, three):
     read = get_benchmark("pope").read(Files(tuple(three["files"].values())))
     answers = write_lines(

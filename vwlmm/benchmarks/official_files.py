@@ -44,18 +44,15 @@ class Record:
         Raises:
             ValueError: with file, line, field, what was expected and what was found.
         """
-        expected = " or ".join(_KINDS[kind] for kind in kinds)
-        if length is not None:
-            expected += f" of {length}"
+        value: Any = self.value.get(field)
+        is_right = field in self.value and _is_kind(value, kinds)
+        if is_right and (length is None or len(value) == length):
+            return value
+        expected = " or ".join(_KINDS[kind] for kind in kinds) + (f" of {length}" if length is not None else "")
         if field not in self.value:
             keys = ", ".join(map(str, list(self.value)[:8])) or "nothing"
             raise self.error(field, f"expected {expected}, found no such field; the record has: {keys}")
-        value = self.value[field]
-        if not _is_kind(value, kinds):
-            raise self.error(field, f"expected {expected}, found {shown(value)}")
-        if length is not None and len(value) != length:
-            raise self.error(field, f"expected {expected}, found {len(value)}")
-        return value
+        raise self.error(field, f"expected {expected}, found {len(value) if is_right else shown(value)}")
 
     def within(self, *fields: str | int) -> "Record":
         """The record inside this one at `fields`, which must be an object."""

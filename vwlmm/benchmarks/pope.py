@@ -7,13 +7,13 @@ llava_pope_test.jsonl --answers answers.jsonl`. The figure in papers is the mean
 import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from . import prompts
 from .benchmark import Answer, Benchmark, Files, Question, Score
-from .official_files import find_files, read_json_lines
+from .official_files import Record, find_files, read_json_lines
 
 SUBSETS = ("random", "popular", "adversarial")
 
@@ -166,9 +166,14 @@ class _InOrder:
         return fitting[0].question if fitting else None
 
 
+def _subset(path: Path) -> str:
+    """The subset is in a file's name: coco_pope_SUBSET.json."""
+    return re.sub(r"^.*pope_", "", path.stem)
+
+
 def _labels(path: Path) -> list[Question]:
-    """One label file; its subset is in its name, coco_pope_SUBSET.json."""
-    category = re.sub(r"^.*pope_", "", path.stem)
+    """One label file."""
+    category = _subset(path)
     questions: dict[str, Question] = {}
     for record in read_json_lines(path):
         number, text = str(record.get("question_id", int, str)), record.get("text", str)
@@ -194,24 +199,41 @@ def _of_label_file(question: Question) -> _Asked:
 
 
 def _llava_questions(path: Path, questions: Sequence[Question]) -> list[_Asked]:
-    """The lines of LLaVA's questions file, each with the labelled question of its subset, picture and text."""
+    """The lines of LLaVA's questions file, each with the labelled question of its subset, picture and text.
+
+    Where these three are alike for several, ids tell them apart if both files number the subset alike, else the order.
+    """
     labelled: dict[tuple[str, str, str], list[Question]] = defaultdict(list)
+    numbers: dict[str, set[str]] = defaultdict(set)
     for question in questions:
         facts = question.record
         labelled[facts["category"], facts["image"], facts["text"]].append(question)
+        numbers[facts["category"]].add(facts["number"])
+    lines = [_asked_line(path, record) for record in read_json_lines(path)]
+    asked_numbers: dict[str, set[str]] = defaultdict(set)
+    for _, line in lines:
+        asked_numbers[line.category].add(line.number)
     found = []
-    for record in read_json_lines(path):
-        number, category = str(record.get("question_id", int, str)), record.get("category", str)
-        image, text = record.get("image", str), _first_line(record.get("text", str))
-        fitting = labelled[category, image, text]
+    for record, line in lines:
+        fitting = labelled[line.category, line.image, line.text]
         if not fitting:
             raise record.error(
-                "text", f"no label for {text!r} on {image} in subset {category}: files do not belong together"
+                "text",
+                f"expected a question of the label files, found {line.text!r} on {line.image} in subset {line.category}: "
+                "the files do not belong together, or a label file is missing",
             )
-        same = next((question for question in fitting if question.record["number"] == number), fitting[0])
+        same = fitting[0]
+        if asked_numbers[line.category] == numbers[line.category]:
+            same = next((question for question in fitting if question.record["number"] == line.number), same)
         fitting.remove(same)
-        found.append(_Asked(number, text, image, category, same.id))
+        found.append(replace(line, question=same.id))
     return found
+
+
+def _asked_line(path: Path, record: Record) -> tuple[Record, _Asked]:
+    category = record.get("category", str) if "category" in record.value else _subset(path)
+    number, text = str(record.get("question_id", int, str)), _first_line(record.get("text", str))
+    return record, _Asked(number, text, record.get("image", str), category, "")
 
 
 def _fits(asked: _Asked, answer: Answer) -> bool:

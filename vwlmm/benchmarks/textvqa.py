@@ -146,4 +146,5 @@ def _detail(question: Question, text: str) -> dict[str, Any]:
         "text": text,
         "normalised": evalai_normalise(text),
         "accuracy": evalai_accuracy(text, question.record["answers"]),
+        "answers": question.record["answers"],
     }

@@ -121,4 +121,5 @@ def _detail(question: Question, text: str) -> dict[str, Any]:
         "accuracy": vizwiz_accuracy(text, answers),
         "submission": submitted,
         "submission_accuracy": vizwiz_accuracy(submitted, answers),
+        "answers": answers,
     }

@@ -97,10 +97,8 @@ def official_accuracy(prediction: str, annotators: Sequence[Mapping[str, Any]]) 
     if normalisation_applies(annotators):
         others = [{**other, "answer": normalise(other["answer"])} for other in others]
         prediction = normalise(prediction)
-    scores = []
-    for left_out in others:
-        matches = sum(other["answer"] == prediction for other in others if other != left_out)
-        scores.append(min(1.0, matches / 3))
+    matching = [other for other in others if other["answer"] == prediction]
+    scores = [min(1.0, (len(matching) - matching.count(left_out)) / 3) for left_out in others]
     return sum(scores) / len(scores)
 
 

@@ -157,4 +157,5 @@ def _detail(question: Question, text: str) -> dict[str, Any]:
         "accuracy": official_accuracy(text, annotators),
         "submission": submitted,
         "submission_accuracy": official_accuracy(submitted, annotators),
+        "answers": [annotator["answer"] for annotator in annotators],
     }

@@ -52,13 +52,14 @@ def main(args: argparse.Namespace) -> int:
         "notes": list(score.notes),
         "details": list(score.details),
     }
-    if args.out is not None:
-        _write(result, args.out)
-    print(_report(result))
+    lines = [_report(result)]
     if args.submission is not None:
         args.submission.mkdir(parents=True, exist_ok=True)
         path = benchmark.write_submission(questions, answers, args.submission)
-        print(f"submission  {path}" if path else f"{benchmark.title} has no submission file")
+        lines.append(f"submission: {path}" if path else f"{benchmark.title} has no submission file")
+    if args.out is not None:
+        _write(result, args.out)
+    print("\n".join(lines))
     return 0
 
 
@@ -86,7 +87,8 @@ def _write(result: dict[str, Any], path: Path) -> None:
 def _report(result: dict[str, Any]) -> str:
     width = max(map(len, result["metrics"]), default=0)
     lines = [f"{result['title']}: {result['num_questions']} questions"]
-    lines += [f"{name:{width}}  {value:.6f}" for name, value in result["metrics"].items()]
+    for name, value in result["metrics"].items():
+        lines.append(f"{name:{width}}  {value}" if isinstance(value, int) else f"{name:{width}}  {value:.6f}")
     lines += [f"note: {note}" for note in result["notes"]]
     if result["published"]:
         lines.append("published: " + ", ".join(f"{name} {value}" for name, value in result["published"].items()))
