@@ -64,7 +64,7 @@ def test_grades_that_are_missing_out_of_range_or_twice_are_refused(capsys, tmp_p
     assert "1 have none: v1_2" in refused(capsys, tmp_path, "mmvet", questions, grades)
     grades = write(tmp_path / "g.json", {"v1_0": grade(1.0), "v1_1": grade(7), "v1_2": grade(1)})
     message = refused(capsys, tmp_path, "mmvet", questions, grades)
-    assert f"{grades}, line 1: field score: expected numbers from 0 to 1, found 7" in message
+    assert f"{grades}, line 1, field score: expected numbers from 0 to 1, found 7" in message
     one = json.dumps(grade(1.0))
     grades.write_text(f'{{"v1_0": {one}, "v1_1": {one}, "v1_2": {one}, "v1_0": {one}}}')
     assert f"{grades}, field v1_0: expected each name once" in refused(capsys, tmp_path, "mmvet", questions, grades)

@@ -187,14 +187,14 @@ def test_official_answers_in_another_order_are_refused(capsys, tmp_path):
     lines = [{"question": row["text"], "answer": "yes"} for row in rows]
     answers = write_lines(tmp_path / "a.json", [lines[0], lines[2], lines[1]])
     message = refused(capsys, tmp_path, "pope", labels, answers)
-    assert f"{answers}, line 2: field question: expected 'Is there a thing 2?'" in message
+    assert f"{answers}, line 2, field question: expected 'Is there a thing 2?'" in message
 
 
 def test_too_many_and_too_few_official_answers_are_refused(capsys, tmp_path):
     labels, rows = label_file(tmp_path, "random", ["yes", "no"])
     lines = [{"question": row["text"], "answer": "yes"} for row in rows]
     answers = write_lines(tmp_path / "a.json", [*lines, lines[1]])
-    assert f"{answers}, line 3: field question" in refused(capsys, tmp_path, "pope", labels, answers)
+    assert f"{answers}, line 3, field question" in refused(capsys, tmp_path, "pope", labels, answers)
     answers = write_lines(tmp_path / "a.json", lines[:1])
     assert "1 have none: random/2" in refused(capsys, tmp_path, "pope", labels, answers)
 
@@ -214,7 +214,7 @@ def test_a_prompt_of_another_question_is_refused(capsys, tmp_path, three):
     lines[3]["prompt"] = "Is there a cat?\n" + SHORT
     answers = write_lines(tmp_path / "a.jsonl", lines)
     given = tmp_path, "pope", list(three["files"].values()), answers, "--questions", questions
-    assert f"{answers}, line 4: field prompt" in refused(capsys, *given)
+    assert f"{answers}, line 4, field prompt" in refused(capsys, *given)
 
 
 def test_a_label_that_is_neither_yes_nor_no_is_refused(capsys, tmp_path):

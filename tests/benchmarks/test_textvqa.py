@@ -118,7 +118,7 @@ def test_a_question_that_the_picture_does_not_have_is_refused(capsys, tmp_path):
     val = val_file(tmp_path / "val.json", [record(1, ["red"] * 10, image="abc")])
     answers = write_lines(tmp_path / "a.jsonl", [answer_line("abc", "red", prompt("Which?"))])
     message = refused(capsys, tmp_path, "textvqa", val, answers)
-    assert f"{answers}, line 1: field prompt: picture abc has questions" in message
+    assert f"{answers}, line 1, field prompt: picture abc has questions" in message
 
 
 def test_nine_annotators_are_refused(capsys, tmp_path):

@@ -86,7 +86,7 @@ def test_the_prompt_is_llavas(val):
 def test_llavas_ids_that_are_not_the_pictures_numbers_are_refused(capsys, tmp_path, val):
     lines = [answer_line(c["id"], c["prediction"], f"What is this {c['id'] + 1}?\n{ADDED}") for c in VQA]
     answers = write_lines(tmp_path / "a.jsonl", lines)
-    assert f"{answers}, line 1: field prompt" in refused(capsys, tmp_path, "vizwiz", val, answers)
+    assert f"{answers}, line 1, field prompt" in refused(capsys, tmp_path, "vizwiz", val, answers)
 
 
 def test_two_names_for_one_picture_are_two_answers(capsys, tmp_path, val):

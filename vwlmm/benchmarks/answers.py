@@ -29,7 +29,7 @@ def read_answers(paths: Sequence[Path], benchmark: Benchmark, questions: Sequenc
             try:
                 name = match(answer)
             except ValueError as problem:
-                raise ValueError(f"{_place(record)}: {problem}") from problem
+                raise ValueError(f"{record.place}, {problem}") from problem
             if name is None:
                 raise _unknown(record, answer, benchmark, questions)
             if name in found:
@@ -103,10 +103,6 @@ def _answer(record: Record, benchmark: Benchmark) -> dict[str, Any]:
     return answer
 
 
-def _place(record: Record) -> str:
-    return record.where if record.line else str(record.error("", "")).partition(", field")[0]
-
-
 def _unknown(record: Record, answer: Answer, benchmark: Benchmark, questions: Sequence[Question]) -> ValueError:
     field = next((field for field in benchmark.id_fields if field in record.value), None)
     if field is None:
@@ -122,5 +118,5 @@ def _unknown(record: Record, answer: Answer, benchmark: Benchmark, questions: Se
 def _second(record: Record, first: Record, name: str, same: bool, benchmark: Benchmark) -> ValueError:
     texts = "the same answer again: remove one" if same else "another answer: keep the right one"
     field = next((field for field in benchmark.id_fields if field in record.value), benchmark.id_fields[0])
-    place = _place(first) if first.path != record.path else _place(first).removeprefix(f"{first.path}, ")
+    place = first.place.removeprefix(f"{record.path}, ")
     return record.error(field, f"expected one answer for question {name}, which {place} has answered; found {texts}")

@@ -104,7 +104,7 @@ class Benchmark(ABC):
         """A function from a line of an answers file to the id of its question, None where there is no such question.
 
         The line has been given its `question_id`, as text, from the first of `id_fields` that it has. It may be called
-        once a line, in the file's order; a ValueError that it raises is completed with file and line.
+        once a line, in the file's order; a ValueError that it raises begins with `field NAME: ` and gets file and line.
         """
         ids = {question.id for question in questions}
         return lambda answer: answer["question_id"] if answer.get("question_id") in ids else None

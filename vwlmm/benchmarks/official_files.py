@@ -63,11 +63,15 @@ class Record:
             raise self.error(_dotted(fields), f"expected an object, found {shown(value)}")
         return Record(self.path, value, (*self.at, *fields), self.line)
 
+    @property
+    def place(self) -> str:
+        """File and line; within a JSON document the line is searched for, so this is for error messages."""
+        return f"{self.path}, line {self.line or _line_of(self.path, self.at)}"
+
     def error(self, field: str, problem: str) -> ValueError:
         """The error to raise for a wrong field."""
-        line = self.line or _line_of(self.path, self.at)
-        place = ".".join(part for part in (_dotted(self.at), field) if part)
-        return ValueError(f"{self.path}, line {line}, field {place}: {problem}.")
+        name = ".".join(part for part in (_dotted(self.at), field) if part)
+        return ValueError(f"{self.place}, field {name}: {problem}.")
 
 
 def shown(value: Any) -> str:

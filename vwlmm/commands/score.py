@@ -28,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Reads everything before a figure is printed, so that half a file gives no figure."""
+    from vwlmm import __version__
     from vwlmm.benchmarks import Files, get_benchmark
     from vwlmm.benchmarks.answers import read_answers
 
@@ -40,6 +41,7 @@ def main(args: argparse.Namespace) -> int:
     if not score.metrics and args.submission is None:
         raise ValueError(f"{benchmark.name}: nothing to score: {'; '.join(score.notes)} (--submission FOLDER).")
     result = {
+        "vwlmm": __version__,
         "benchmark": benchmark.name,
         "title": benchmark.title,
         "settings": benchmark.settings,
