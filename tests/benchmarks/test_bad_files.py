@@ -129,3 +129,19 @@ def test_a_byte_order_mark_blank_lines_and_windows_line_ends_do_no_harm(tmp_path
 def test_a_line_separator_inside_an_answer_is_part_of_the_answer(tmp_path, vqa):
     answers = write_lines(tmp_path / "a.jsonl", lines((1000, "red\u2028x"), *GOOD[1:]))
     assert run_score(tmp_path, "vqav2", vqa, answers)["details"][0]["text"] == "red\u2028x"
+
+
+def test_one_record_without_its_label_is_no_test_split(capsys, tmp_path):
+    first = {"image": "a_1.jpg", "question": "What?", "answers": [{"answer": "x"}] * 10, "answer_type": "other"}
+    labels = write(tmp_path / "val.json", [first, {"image": "a_2.jpg", "question": "What?"}])
+    answers = write_lines(tmp_path / "a.jsonl", lines((1, "x"), (2, "x")))
+    given = tmp_path, "vizwiz", labels, answers, "--submission", tmp_path / "up"
+    assert f"{labels}, [1], field answers: expected it as in the other records" in refused(capsys, *given)
+
+
+@pytest.mark.parametrize("field", ["prompt", "category", "image"])
+def test_a_field_that_answers_are_joined_by_is_text(capsys, tmp_path, vqa, field):
+    bad = {**answer_line(3000, "x"), field: 7}
+    answers = write_lines(tmp_path / "a.jsonl", [*lines(*GOOD[:2]), bad])
+    message = refused(capsys, tmp_path, "vqav2", vqa, answers)
+    assert f"{answers}, line 3, field {field}: expected text, found 7" in message

@@ -10,7 +10,7 @@ from typing import Any
 
 from . import prompts
 from .benchmark import Answer, Benchmark, Files, Question, Score
-from .official_files import dict_records, find_files, mean, only_file, read_json
+from .official_files import dict_records, find_files, has_labels, mean, only_file, read_json
 
 _QUESTIONS = "testdev_balanced_questions.json"
 
@@ -62,7 +62,7 @@ class GQA(Benchmark):
 
     def score(self, questions: Sequence[Question], answers: Mapping[str, Answer]) -> Score:
         """Accuracy over all balanced questions, over the open ones and over the binary ones."""
-        if not all("answer" in question.record for question in questions):
+        if not has_labels(questions, "answer"):
             return Score({}, notes=["test labels are not public: upload the submission file to EvalAI"])
         balanced = [question for question in questions if question.record["isBalanced"]]
         if not balanced:

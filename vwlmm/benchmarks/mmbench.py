@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from . import prompts
 from .benchmark import Answer, Benchmark, Files, Question, Score
-from .official_files import Record, find_one, mean, only_file, read_table
+from .official_files import Record, find_one, has_labels, mean, only_file, read_table
 from .option_letters import infer_option
 
 LETTERS = "ABCD"
@@ -91,13 +91,16 @@ class MMBench(Benchmark):
             id=name,
             messages=prompts.user_turn(*lines, self.instruction) if image is not None else (),
             images=() if image is None else (image,),
-            record={key: value for key, value in record.value.items() if key != "image"},
+            record={
+                **{key: value for key, value in record.value.items() if key != "image"},
+                "answer": "" if _is_nothing(answer) else answer,
+            },
             where=record.where,
         )
 
     def score(self, questions: Sequence[Question], answers: Mapping[str, Answer]) -> Score:
         """Circular and vanilla accuracy, and circular accuracy of each category."""
-        if any(_is_nothing(question.record.get("answer", "")) for question in questions):
+        if not has_labels(questions, "answer"):
             return Score(
                 {}, notes=["this split's answers are not public: upload the submission file to MMBench's server"]
             )

@@ -95,6 +95,9 @@ def _grades(answer: Answer) -> list[float]:
     for grade in grades:
         if isinstance(grade, bool) or not isinstance(grade, int | float) or not 0 <= grade <= 1:
             raise ValueError(f"field score: expected numbers from 0 to 1, found {grade!r}")
+    judges = answer.get("model", [])
+    if not isinstance(judges, list) or not all(isinstance(judge, str) for judge in judges):
+        raise ValueError(f"field model: expected a list of the judge's names, found {judges!r}")
     if not grades:
         raise ValueError("field score: expected at least one grade, found none")
     return grades

@@ -305,6 +305,18 @@ def mean(values: Iterable[float]) -> float:
     return sum(values) / len(values)
 
 
+def has_labels(questions: Sequence[Question], field: str) -> bool:
+    """True when the records have the label, False for a test split, where none has it.
+
+    Raises:
+        ValueError: some have it and some do not.
+    """
+    bare = [question for question in questions if not question.record.get(field)]
+    if bare and len(bare) < len(questions):
+        raise ValueError(f"{bare[0].where}, field {field}: expected it as in the other records, found none.")
+    return not bare
+
+
 def check_images(questions: Sequence[Question], images: Path | None) -> None:
     """Checks that every picture the questions name is there.
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from . import prompts
 from .benchmark import Answer, Benchmark, Files, Question, Score
-from .official_files import Record, find_files, list_records, mean, read_json
+from .official_files import Record, find_files, has_labels, list_records, mean, read_json
 from .vqa_accuracy import NUM_ANNOTATORS, evalai_accuracy, evalai_normalise
 
 _OCR = "TextVQA_Rosetta_OCR_v0.2_{}.json"
@@ -112,7 +112,7 @@ class TextVQA(Benchmark):
 
     def score(self, questions: Sequence[Question], answers: Mapping[str, Answer]) -> Score:
         """Mean accuracy."""
-        if not all("answers" in question.record for question in questions):
+        if not has_labels(questions, "answers"):
             return Score({}, notes=["test labels are not public: upload the submission file to EvalAI"])
         details = [_detail(question, answers[question.id]["text"]) for question in questions]
         return Score({"accuracy": mean(detail["accuracy"] for detail in details)}, details)
