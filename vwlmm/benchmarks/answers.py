@@ -93,9 +93,9 @@ def _answer(record: Record, benchmark: Benchmark) -> dict[str, Any]:
     id_field = next((field for field in benchmark.id_fields if field in answer), None)
     if id_field is not None:
         answer["question_id"] = str(record.get(id_field, str, int))
-    for field in ("prompt", "question", "category", "image"):  # what some benchmarks join by
-        if field in answer and field not in benchmark.id_fields:
-            record.get(field, str)
+    for name in ("prompt", "question", "category", "image"):  # what some benchmarks join by
+        if name in answer and name not in benchmark.id_fields:
+            record.get(name, str)
     field = next((field for field in benchmark.answer_fields if field in answer), None)
     if field is None:
         record.get(benchmark.answer_fields[0], str)
