@@ -145,3 +145,10 @@ def test_a_field_that_answers_are_joined_by_is_text(capsys, tmp_path, vqa, field
     answers = write_lines(tmp_path / "a.jsonl", [*lines(*GOOD[:2]), bad])
     message = refused(capsys, tmp_path, "vqav2", vqa, answers)
     assert f"{answers}, line 3, field {field}: expected text, found 7" in message
+
+
+def test_lines_for_a_document_and_a_document_for_lines_are_told_apart(capsys, tmp_path, vqa):
+    answers = write_lines(tmp_path / "a.jsonl", lines(*GOOD))
+    assert "Is it a JSONL file" in refused(capsys, tmp_path, "vqav2", answers, answers)
+    vqa.write_text(json.dumps(json.loads(vqa.read_text()), indent=1))
+    assert "Is it one JSON document" in refused(capsys, tmp_path, "pope", vqa, answers)

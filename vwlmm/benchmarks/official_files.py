@@ -152,6 +152,8 @@ def read_json_lines(path: Path) -> list[Record]:
             value = json.loads(line)
         except json.JSONDecodeError as problem:
             cut = " The line ends too early: the file was cut off." if _at_end(line, problem) else ""
+            if line.strip() in ("{", "["):
+                cut = " Is it one JSON document, of another benchmark?"
             raise ValueError(
                 f"{path}, line {number}, column {problem.colno}: expected one JSON object a line, "
                 f"found {problem.msg.lower()}.{cut}"

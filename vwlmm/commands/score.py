@@ -93,5 +93,7 @@ def _report(result: dict[str, Any]) -> str:
         lines.append(f"{name:{width}}  {value}" if isinstance(value, int) else f"{name:{width}}  {value:.6f}")
     lines += [f"note: {note}" for note in result["notes"]]
     if result["published"]:
-        lines.append("published: " + ", ".join(f"{name} {value}" for name, value in result["published"].items()))
+        lines.append(
+            "published, in percent: " + ", ".join(f"{name} {value}" for name, value in result["published"].items())
+        )
     return "\n".join(lines)
