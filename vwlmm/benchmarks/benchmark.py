@@ -73,6 +73,8 @@ class Benchmark(ABC):
     name: ClassVar[str]
     title: ClassVar[str]
     engine: ClassVar[str] = "generate"
+    # True where the prompt is text to go on with, not a chat turn; asked through `engines.COMPLETION_TEMPLATE`.
+    completion: bool = False
     max_new_tokens: ClassVar[int] = 128
     options: ClassVar[Mapping[str, Any]] = {}
     # Where a published answers file keeps the question's id and the answer: the first of these that a line has.
