@@ -102,7 +102,7 @@ def _kind(character: str) -> str:
     if " " <= character < "\x7f" or character in _AS_ASCII or character == "’":
         return _AS_ASCII.get(character, character)
     if character in _QUOTES:
-        return "“"
+        return "`" if _QUOTES[character] == "`" else "“"
     if character in _DASHES:
         return "–"
     if character in _MONEY:
@@ -148,13 +148,13 @@ _RULES = [
     # Words, and words in front of n't and of 's, 'm, 'd, 're, 've, 'll.
     rf"{_A}{_W}*(?:[.!?]{_A}{_W}*)*",
     rf"(?:{_A}|{_ACCENTED})(?:{_W}|{_ACCENTED})*",
-    r"([a-z]*[a-mo-z])n['’`“]t",
+    r"([a-z]*[a-mo-z])n['’`]t",
     r"('(?:[msd]|re|ve|ll))[^A-Za-z]|’(?:[msd]|re|ve|ll)",
-    r"(n['’`“]t)[^A-Za-z]",
+    r"(n['’`]t)[^A-Za-z]",
     r"(['’]t)(?:is|was)",
     # Words with an apostrophe of their own.
-    rf"(?-i:[A-HJ-XZn]['’`“]{_A}{{2}}{_A}*)",
-    rf"{_A}+[aeiouy]['’`“](?-i:[aeiouA-Z]){_A}*",
+    rf"(?-i:[A-HJ-XZn]['’`]{_A}{{2}}{_A}*)",
+    rf"{_A}+[aeiouy]['’`](?-i:[aeiouA-Z]){_A}*",
     r"['’]n['’]|(?:[ldj]|dunkin|ol)['’]|['’](?:em|till?|cause|[0-9]{2}s)|cap['’]n|c['’]est|nor['’]easter|li['’]l|s['’]mores",
     r"c['’]mon|(?:[ey]|ne|e|o)['’]er",
     r"(y['’])[A-Za-z]|(['’](?:n|[0-9]{2})) ",
@@ -167,7 +167,7 @@ _RULES = [
     r"(?:(?:\+\+?)?[0-9]{2,4}\.)?[0-9]{2,4}\.[0-9]{3,4}\.[0-9]{3,5}",
     r"(?-i:[A-Z]*\$)",
     # Compounds.
-    rf"(?:[dol]['’`“][A-Za-z])?{_W}+(?:[-_](?:[dol]['’`“][A-Za-z])?{_W}+)*",
+    rf"(?:[dol]['’`][A-Za-z])?{_W}+(?:[-_](?:[dol]['’`][A-Za-z])?{_W}+)*",
     r"[a-z0-9][a-z0-9.,]*(?:-(?:[a-z](?:\.[a-z])+\.|[a-z0-9]+))+",
     r"[A-Za-z0-9]+(?:-[A-Za-z]+){0,2}(?:\\?/[A-Za-z0-9]+(?:-[A-Za-z]+){0,2}){1,2}",
     r"(?-i:[A-Z]+(?:(?:[+&]|&amp;)[A-Z]+)+)",
@@ -182,13 +182,13 @@ _RULES = [
     rf"(?:(?:ph|ed)\.d|[a-z]|{_ABBREVIATIONS})\.",
     rf"(?-i:{'|'.join(f'[{w[0].upper()}]{w[1:]}|{w.upper()}' for w in _CAPITAL_ABBREVIATIONS.split('|'))})\.",
     rf"((?:{_NUMBER_ABBREVIATIONS})\.) ?[0-9]",
-    r"[a-z](?:\.[a-z])+\.|(etc\.).*",
+    r"[a-z](?:\.[a-z])+\.|(etc\.)[a-z§][^a-z0-9]",
     rf"({_W}+(?:\.{_W}+)*\.(?:{_EXTENSIONS}))[ .?!,]",
     # With a full stop before a comma, semicolon or colon whatever the word is.
     rf"((?:{_W}+[-.])*{_W}+\.)[,;:]",
     # Faces.
     r"([<>]?[:;=](?-i:[-o*'])?(?-i:[()DPdpO\\{@|\[\]]))[^A-Za-z0-9]",
-    r"(?-i:([\^x=~<>]\.[\^x=~<>]|[-^x=~<>']_[-^x=~<>'])[^A-Za-z0-9]|\([-^x=~<>'][_.]?[-^x=~<>']\))",
+    r"(?-i:[\^x=~<>]\.[\^x=~<>]|[-^x=~<>']_[-^x=~<>']|\([-^x=~<>'][_.]?[-^x=~<>']\))",
     # Marks.
     r"[?!]+|-+|\*+|(?:\\\*){1,3}|@+|#+|_+|\.{3,5}|(?:\. ){2,4}\.|<<|>>|''|``|'|`|[’“]{1,2}",
 ]
@@ -230,7 +230,7 @@ def _written(text: str, kinds: str) -> str:
     first = kinds[0]
     if kinds in _ENTITIES:
         return _ENTITIES[kinds]
-    if first == '"' or set(kinds) <= {"“", "’"}:
+    if first == '"' or set(kinds) <= {"“", "’", "`"}:
         return "".join(_QUOTES.get(c, "'") for c in text) if first != '"' else "''"
     if first in "€½":
         return _MONEY.get(text) or _FRACTIONS[text]
