@@ -10,10 +10,12 @@ __all__ = ["BENCHMARKS", "Answer", "Benchmark", "Files", "Question", "Score", "g
 
 # Name → module and class.
 BENCHMARKS: dict[str, tuple[str, str]] = {
+    "coco_captions": ("vwlmm.benchmarks.coco_captions", "COCOCaptions"),
     "gqa": ("vwlmm.benchmarks.gqa", "GQA"),
     "mmbench": ("vwlmm.benchmarks.mmbench", "MMBench"),
     "mmbench-cn": ("vwlmm.benchmarks.mmbench", "MMBenchCN"),
     "mmvet": ("vwlmm.benchmarks.mmvet", "MMVet"),
+    "nocaps": ("vwlmm.benchmarks.nocaps", "NoCaps"),
     "pope": ("vwlmm.benchmarks.pope", "POPE"),
     "scienceqa": ("vwlmm.benchmarks.scienceqa", "ScienceQA"),
     "textvqa": ("vwlmm.benchmarks.textvqa", "TextVQA"),
