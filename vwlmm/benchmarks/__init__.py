@@ -11,6 +11,8 @@ __all__ = ["BENCHMARKS", "Answer", "Benchmark", "Files", "Question", "Score", "g
 # Name → module and class.
 BENCHMARKS: dict[str, tuple[str, str]] = {
     "coco_captions": ("vwlmm.benchmarks.coco_captions", "COCOCaptions"),
+    "coco_retrieval": ("vwlmm.benchmarks.retrieval", "COCORetrieval"),
+    "flickr30k_retrieval": ("vwlmm.benchmarks.retrieval", "Flickr30kRetrieval"),
     "gqa": ("vwlmm.benchmarks.gqa", "GQA"),
     "mmbench": ("vwlmm.benchmarks.mmbench", "MMBench"),
     "mmbench-cn": ("vwlmm.benchmarks.mmbench", "MMBenchCN"),
@@ -19,6 +21,8 @@ BENCHMARKS: dict[str, tuple[str, str]] = {
     "pope": ("vwlmm.benchmarks.pope", "POPE"),
     "scienceqa": ("vwlmm.benchmarks.scienceqa", "ScienceQA"),
     "textvqa": ("vwlmm.benchmarks.textvqa", "TextVQA"),
+    "visdial": ("vwlmm.benchmarks.visdial", "VisDial"),
+    "visdial_retrieval": ("vwlmm.benchmarks.visdial_retrieval", "VisDialRetrieval"),
     "vizwiz": ("vwlmm.benchmarks.vizwiz", "VizWiz"),
     "vqav2": ("vwlmm.benchmarks.vqav2", "VQAv2"),
 }

@@ -98,7 +98,7 @@ def _answer(record: Record, benchmark: Benchmark) -> dict[str, Any]:
             record.get(name, str)
     field = next((field for field in benchmark.answer_fields if field in answer), None)
     if field is None:
-        record.get(benchmark.answer_fields[0], str)
+        record.get(benchmark.answer_fields[0], benchmark.answer_kind)
     elif isinstance(answer[field], str):
         answer["text"] = answer[field]
     elif field in ("text", "answer", "prediction", "caption"):

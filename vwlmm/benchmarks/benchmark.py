@@ -80,6 +80,8 @@ class Benchmark(ABC):
     # Where a published answers file keeps the question's id and the answer: the first of these that a line has.
     id_fields: ClassVar[tuple[str, ...]] = ("question_id",)
     answer_fields: ClassVar[tuple[str, ...]] = ("text", "answer", "prediction")
+    # What the first of `answer_fields` holds: text, or for "rank" and "embed" a list of numbers.
+    answer_kind: ClassVar[type] = str
     # Model name → main metric as its paper prints it, for the table beside ours.
     published: ClassVar[Mapping[str, float]] = {}
 
