@@ -10,8 +10,10 @@ __all__ = ["BENCHMARKS", "Answer", "Benchmark", "Files", "Question", "Score", "g
 
 # Name → module and class.
 BENCHMARKS: dict[str, tuple[str, str]] = {
+    "classification": ("vwlmm.benchmarks.classification", "Classification"),
     "coco_captions": ("vwlmm.benchmarks.coco_captions", "COCOCaptions"),
     "coco_retrieval": ("vwlmm.benchmarks.retrieval", "COCORetrieval"),
+    "fewshot_vqav2": ("vwlmm.benchmarks.fewshot_vqav2", "FewShotVQAv2"),
     "flickr30k_retrieval": ("vwlmm.benchmarks.retrieval", "Flickr30kRetrieval"),
     "gqa": ("vwlmm.benchmarks.gqa", "GQA"),
     "mmbench": ("vwlmm.benchmarks.mmbench", "MMBench"),

@@ -10,7 +10,7 @@ from typing import Any
 
 from .benchmark import Answer, Benchmark, Files, Question, Score
 from .caption_metrics import bleu, cider_d, rouge_l
-from .official_files import Record, list_records
+from .official_files import Record, list_records, mean
 from .ptb_tokenizer import has_java_tokenizer, java_tokens, ptb_tokens
 
 OPTIONS = {
@@ -54,9 +54,9 @@ class Captioning(Benchmark):
         captions = [answers[question.id]["text"] for question in questions]
         tokens, reference_tokens = tokenise(captions, references, tokenizer)
         ciders, rouges = cider_d(tokens, reference_tokens), rouge_l(tokens, reference_tokens)
-        metrics = {"CIDEr-D": _mean(ciders)}
+        metrics = {"CIDEr-D": mean(ciders)}
         metrics |= {f"BLEU-{n}": value for n, value in enumerate(bleu(tokens, reference_tokens), start=1)}
-        metrics["ROUGE-L"] = _mean(rouges)
+        metrics["ROUGE-L"] = mean(rouges)
         details = [
             {"question_id": question.id, "text": text, "tokens": words, "CIDEr-D": cider, "ROUGE-L": rouge}
             for question, text, words, cider, rouge in zip(questions, captions, tokens, ciders, rouges, strict=True)
@@ -111,7 +111,7 @@ class Captioning(Benchmark):
         scores = scorer.score(pictures, captions, [question.record["references"] for question in questions])
         for detail, clip, ref in zip(details, scores.clip, scores.ref_clip, strict=True):
             detail |= {"CLIP-S": clip, "RefCLIP-S": ref}
-        return {"CLIP-S": _mean(scores.clip), "RefCLIP-S": _mean(scores.ref_clip)}
+        return {"CLIP-S": mean(scores.clip), "RefCLIP-S": mean(scores.ref_clip)}
 
 
 def tokenise(
@@ -161,7 +161,3 @@ def only_file(files: Files, name: str, what: str) -> Path:
         found = ", ".join(map(str, files.annotations)) or "none"
         raise ValueError(f"{name}: expected one --annotations file, {what}; found {found}.")
     return files.annotations[0]
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)

@@ -22,7 +22,7 @@ class COCOCaptions(Captioning):
 
     name = "coco_captions"
     title = "COCO captions"
-    options = {**OPTIONS, "split": "test"}  # noqa: RUF012
+    options = {**OPTIONS, "split": "test"}
 
     def files(self, data: Path) -> Files:
         """Karpathy's file and the folder that holds val2014."""

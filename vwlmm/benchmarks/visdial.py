@@ -12,7 +12,7 @@ from typing import Any
 
 from .benchmark import Answer, Files, Question, Score
 from .engines import RankBenchmark
-from .official_files import Record, find_files, list_records, read_json
+from .official_files import Record, find_files, list_records, mean, read_json
 from .ranking_metrics import ndcg, pessimistic_ranks, ranks_as_permutation
 from .retrieval import check_scores
 
@@ -31,7 +31,7 @@ class VisDial(RankBenchmark):
     completion = True
     answer_fields = ("scores", "ranks")
     answer_kind = list
-    options = {"caption": False}  # noqa: RUF012  # True: the picture's caption, which the file has, goes before the rounds
+    options = {"caption": False}  # True: the picture's caption, which the file has, goes before the rounds
 
     def files(self, data: Path) -> Files:
         """The validation dialogues, their dense annotations, the pictures."""
@@ -83,10 +83,10 @@ class VisDial(RankBenchmark):
         details = [_detail(question, answers[question.id]) for question in questions]
         ranks = [detail["rank"] for detail in details]
         gains = [detail["NDCG"] for detail in details if "NDCG" in detail]
-        metrics = {"NDCG": sum(gains) / len(gains)} if gains else {}
-        metrics["MRR"] = sum(1 / rank for rank in ranks) / len(ranks)
-        metrics |= {f"R@{k}": sum(rank <= k for rank in ranks) / len(ranks) for k in KS}
-        metrics["mean_rank"] = sum(ranks) / len(ranks)
+        metrics = {"NDCG": mean(gains)} if gains else {}
+        metrics["MRR"] = mean(1 / rank for rank in ranks)
+        metrics |= {f"R@{k}": mean(rank <= k for rank in ranks) for k in KS}
+        metrics["mean_rank"] = mean(ranks)
         notes = [f"{len(ranks)} rounds; a tie counts against the model"]
         notes.append(f"NDCG over {len(gains)} rounds" if gains else "no NDCG: the dense annotations were not given")
         return Score(metrics, details, notes)

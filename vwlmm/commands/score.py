@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--answers", nargs="+", type=Path, required=True, metavar="F", help="answers JSONL, or the official result file"
     )
-    parser.add_argument("--images", type=Path, metavar="DIR", help="folder of the pictures, for CLIP-S")
+    parser.add_argument("--images", type=Path, metavar="DIR", help="folder of the pictures, where scoring looks at it")
     parser.add_argument("--out", type=Path, metavar="F.json", help="write metrics and the details of every question")
     parser.add_argument("--submission", type=Path, metavar="FOLDER", help="write the official submission file there")
     parser.add_argument(
@@ -34,7 +34,7 @@ def main(args: argparse.Namespace) -> int:
     from vwlmm.benchmarks.answers import read_answers
 
     benchmark = get_benchmark(args.benchmark, **_options(args.option))
-    if not args.annotations and not args.questions:
+    if not (args.annotations or args.questions or args.images):
         raise ValueError(f"{benchmark.name}: expected --annotations with the official file, found none.")
     questions = benchmark.read(Files(tuple(args.annotations), tuple(args.questions), args.images))
     answers = read_answers(args.answers, benchmark, questions)
