@@ -10,6 +10,7 @@ __all__ = ["BENCHMARKS", "Answer", "Benchmark", "Files", "Question", "Score", "g
 
 # Name → module and class.
 BENCHMARKS: dict[str, tuple[str, str]] = {
+    "arithmetic": ("vwlmm.benchmarks.arithmetic", "Arithmetic"),
     "classification": ("vwlmm.benchmarks.classification", "Classification"),
     "coco_captions": ("vwlmm.benchmarks.coco_captions", "COCOCaptions"),
     "coco_retrieval": ("vwlmm.benchmarks.retrieval", "COCORetrieval"),
@@ -26,6 +27,7 @@ BENCHMARKS: dict[str, tuple[str, str]] = {
     "visdial": ("vwlmm.benchmarks.visdial", "VisDial"),
     "visdial_retrieval": ("vwlmm.benchmarks.visdial_retrieval", "VisDialRetrieval"),
     "vizwiz": ("vwlmm.benchmarks.vizwiz", "VizWiz"),
+    "voc_segmentation": ("vwlmm.benchmarks.voc_segmentation", "VOCSegmentation"),
     "vqav2": ("vwlmm.benchmarks.vqav2", "VQAv2"),
 }
 
