@@ -38,6 +38,7 @@ setup(
     extras_require={
         "train": TRAIN,
         "eval": ["datasets>=4.0", "openpyxl>=3.1"],
+        "caption": ["pycocoevalcap>=1.2"],  # its Java tokenizer, for caption figures of a paper
         "demo": DEMO,
         "flash": ["flash-attn>=2.7"],
         "dev": [

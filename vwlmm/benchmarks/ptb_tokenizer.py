@@ -1,7 +1,7 @@
 """Captions split as the COCO caption server splits them (Penn Treebank tokens, lower case, no punctuation), without Java.
 
 The server calls the Stanford tokenizer 3.4.1 and then drops a list of punctuation tokens. This is a tokenizer of our own that
-was fitted to its output; docs/evaluation.md says how often the two agree. For the figures of a paper use `java_tokens`.
+was fitted to its output; docs/score.md says how often the two agree. For the figures of a paper use `java_tokens`.
 """
 
 import re
@@ -34,7 +34,8 @@ def java_tokens(captions: Sequence[str]) -> list[str]:
     if package is None or package.submodule_search_locations is None:
         raise ImportError("the Java tokenizer comes with pycocoevalcap: pip install 'vwlmm[caption]'")
     jar = Path(package.submodule_search_locations[0]) / "tokenizer" / "stanford-corenlp-3.4.1.jar"
-    lines = [" ".join(caption.split("\n")) for caption in captions]
+    # One caption a line: whatever Java takes for a line break would shift all that follow.
+    lines = [re.sub(r"[\n\r\v\f\x85\u2028\u2029]", " ", caption) for caption in captions]
     # Through standard input: the package itself writes a file into its own folder, which may not be writable.
     command = ["java", "-Dfile.encoding=UTF-8", "-cp", str(jar), "edu.stanford.nlp.process.PTBTokenizer"]
     command += ["-preserveLines", "-lowerCase", "-encoding", "UTF-8"]

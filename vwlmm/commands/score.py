@@ -8,11 +8,27 @@ import json
 from pathlib import Path
 from typing import Any
 
+EXAMPLES = """\
+examples:
+  vwlmm score vqav2 --annotations v2_mscoco_val2014_annotations.json --answers answers.jsonl
+  vwlmm score coco_captions --annotations dataset_coco.json --answers answers.jsonl --option clip=CLIP --images coco
+  vwlmm score flickr30k_retrieval --annotations dataset_flickr30k.json --answers answers.jsonl
+
+Answers are JSON lines, one a question, or the benchmark's official result file:
+  text             {"question_id": …, "text": "…"}
+  retrieval        {"question_id": PICTURE, "scores": [similarity to every caption of the file, in order]}
+                   or {…, "text_ranks": [of its captions], "image_ranks": [for its captions]}
+  visdial          {"question_id": "IMAGE/ROUND", "scores": [a log-probability an option]}
+                   or {"image_id": …, "round_id": from 1, "ranks": [a rank an option]}
+  classification   {"question_id": PICTURE, "scores": [a number a class]}, or "label": class number, or "text": class name
+  voc_segmentation {"question_id": PICTURE, "scores": {class: rows of patch scores}}, or "labels": [[label, count], …]
+  arithmetic       {"question_id": …, "words": [nearest first], "text": "…"}
+docs/score.md has every benchmark's files, options and figures."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.epilog = (
-        "example: vwlmm score vqav2 --annotations v2_mscoco_val2014_annotations.json --answers answers.jsonl"
-    )
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = EXAMPLES
     parser.add_argument("benchmark", help="name of the benchmark, as in vqav2, gqa, pope")
     parser.add_argument("--annotations", nargs="+", type=Path, default=[], metavar="F", help="official label files")
     parser.add_argument("--questions", nargs="+", type=Path, default=[], metavar="F", help="official question files")
