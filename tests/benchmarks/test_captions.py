@@ -100,6 +100,8 @@ def test_every_tokenizer_case_through_the_command(tmp_path):
     [
         ("Mr. Smith's dog, etc.", "mr. smith 's dog etc."),
         ("No. It is no. 5", "no it is no. 5"),
+        ("Vitamin C. The rest of vitamin C. deficiency", "vitamin c the rest of vitamin c. deficiency"),
+        ("d’autore, *.example.com, ½x", "d’autore *.example.com 1/2 x"),
         ("the U.S.-based Ph.D. at 5p.m.", "the u.s.-based ph.d. at 5p m."),
         ("rock'n'roll in the '90s, o'clock, ma'am", "rock 'n' roll in the '90s o'clock ma'am"),
         ("can’t “do” it – ‘now’…", "ca n't do it now"),

@@ -63,7 +63,8 @@ class Classification(EmbedBenchmark):
             if self.settings[name] not in known:
                 raise ValueError(f"classification: expected {name} {', '.join(known)}, found {self.settings[name]!r}.")
         published = _PUBLISHED.get(self.settings["set"])
-        self.published = {"freeze-align DINOv2-ARL": published} if published else {}
+        if published:
+            self.published = {"freeze-align DINOv2-ARL": published}  # type: ignore[misc]  # of this set
         self.class_names: list[str] = []
 
     def files(self, data: Path) -> Files:

@@ -38,7 +38,7 @@ class FewShotVQAv2(VQAv2):
     completion = True
     max_new_tokens = 16
     options = {"shots": 0, "seed": 0, "template": "Question: {question} Answer:"}
-    published: Mapping[str, float] = {}
+    published = {}
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)

@@ -80,7 +80,6 @@ _SYMBOLS = (
 )
 _AS_ASCII = {"\x92": "’", **dict.fromkeys("‐‑֊", "-")}
 _QUOTES = {**dict.fromkeys("“«\x93", "``"), **dict.fromkeys("”»\x94", "''"), **dict.fromkeys("‘‹‛\x91", "`"), "›": "'"}
-_ASCII_QUOTES = {**_QUOTES, "’": "'", "\x92": "'"}
 _DASHES = "–—―\x96\x97"
 _MONEY = {"¢": "cents", "£": "#", "¤": "$", "\x80": "$", "₠": "$", "€": "$"}
 _FRACTIONS = {"¼": "1/4", "½": "1/2", "¾": "3/4", "⅓": "1/3", "⅔": "2/3"}
@@ -131,6 +130,11 @@ _ABBREVIATIONS = (
     "wyo"
 ).replace(" ", "|")
 _CAPITAL_ABBREVIATIONS = "ark az del ill la mass miss ore pa tex wash".replace(" ", "|")
+# Before these a single letter with a full stop has ended a sentence.
+_OPENERS = (
+    "A About According Additionally After An As At But Earlier He Her Here However If In It Last Many More Now Once One Other "
+    "Our She Since So Some Such That The Their Then There These They This We What When While Yet You"
+).split()
 _NUMBER_ABBREVIATIONS = "art|ca|figs?|nos?|op|pp|prop"
 _EXTENSIONS = (
     "bat|bmp|c|class|cgi|cpp|dll|docx?|exe|gif|gz|h|html?|jar|java|jpe?g|mov|mp[34g]|3gp|wm[va]|avi|flv|pdf|php|pl|png|"
@@ -138,8 +142,9 @@ _EXTENSIONS = (
 )
 _NUMBER = r"(?:[0-9]*(?:[.:,][0-9]+)+|[0-9]+)"
 _URL_END = r"""[^ "<>|.!?(){},-]"""
-_SITE = r"""[^ "`'“’<>|.!?(){}\[\],_$=&*#@-]+\."""
-_NAME = "[A-Za-z][A-Za-z0-9:.-]*"
+_SITE = r"""[^ "`'“’<>|.!?(){}\[\],_$=@/-]+\."""
+_WWW = r"""www\.(?:[^ "<>|.!?(){},]+\.)+[a-z]{2,4}"""
+_NAME = "[A-Za-z][A-Za-z0-9_:.-]*"
 
 # What may stand at a place: the longest wins, the first of equally long ones. A group is the token, the rest is looked at.
 _RULES = [
@@ -152,12 +157,12 @@ _RULES = [
     r"([a-z]*[a-mo-z])n['’`]t",
     r"('(?:[msd]|re|ve|ll))[^A-Za-z]|’(?:[msd]|re|ve|ll)",
     r"(n['’`]t)[^A-Za-z]",
-    r"(['’]t)(?:is|was)",
+    r"('t)(?:is|was)",
     # Words with an apostrophe of their own.
     rf"(?-i:[A-HJ-XZn]['’`]{_A}{{2}}{_A}*)",
     rf"{_A}+[aeiouy]['’`](?-i:[aeiouA-Z]){_A}*",
-    r"['’]n['’]|(?:[ldj]|dunkin|ol)['’]|['’](?:em|till?|cause|[0-9]{2}s)|cap['’]n|c['’]est|nor['’]easter|li['’]l|s['’]mores",
-    r"c['’]mon|(?:[ey]|ne|e|o)['’]er",
+    r"['’]n['’]|(?:[ldj]|dunkin|ol)['’]|['’](?:em|till?|cause|[0-9]{2}s)|cap['’]n|(?:[ey]|ne|e|o)['’]er",
+    r"c'est|nor'easter|li'l|s'mores|c'mon",
     r"(y['’])[A-Za-z]|(['’](?:n|[0-9]{2})) ",
     rf"({_A}{_W}*)['’](?:[msd]|re|ve|ll)[^A-Za-z]",
     # Numbers.
@@ -174,8 +179,8 @@ _RULES = [
     r"(?-i:[A-Z]+(?:(?:[+&]|&amp;)[A-Z]+)+)",
     r"c\+\+|[cf]#|pro-|anti-|s&p-500|s&ls|c\.d\.s|-(?:lrb|rrb|lcb|rcb|lsb|rsb)-",
     # Addresses.
-    rf"""https?://[^ "<>|()]+{_URL_END}""",
-    rf"""(?:www\.(?:[^ "<>|.!?(){{}},]+\.)+[a-z]{{2,4}}|(?:{_SITE})+(?:com|net|org|edu))(?:/[^ "<>|()]+{_URL_END})?""",
+    rf"""https?://[^ "<>|(){{}}]+{_URL_END}""",
+    rf"""(?:{_WWW}|(?![0-9+])(?:{_SITE})+(?:com|net|org|edu)(?!{_W}))(?:/[^ "<>|()]+{_URL_END})?""",
     r"""<?[a-z0-9][^ "<>|()]*@(?:[^ "<>|(){}.]+\.)*[^ "<>|(){}.;:\[\]]+>?""",
     r"@[a-z_][a-z_0-9]*",
     rf"#{_A}+",
@@ -183,6 +188,7 @@ _RULES = [
     rf"(?:(?:ph|ed)\.d|[a-z]|{_ABBREVIATIONS})\.",
     rf"(?-i:{'|'.join(f'[{w[0].upper()}]{w[1:]}|{w.upper()}' for w in _CAPITAL_ABBREVIATIONS.split('|'))})\.",
     rf"((?:{_NUMBER_ABBREVIATIONS})\.) ?[0-9]",
+    rf"([a-z])\. +(?-i:{'|'.join(f'{word}|{word.upper()}' for word in _OPENERS)}) ",
     r"[a-z](?:\.[a-z])+\.|(etc\.)[a-z§][^a-z0-9]",
     rf"({_W}+(?:\.{_W}+)*\.(?:{_EXTENSIONS}))[ .?!,]",
     # With a full stop before a comma, semicolon or colon whatever the word is.
@@ -226,23 +232,29 @@ def _longest(kinds: str, at: int) -> int:
     return end
 
 
+# What an apostrophe of the other kind is written as it is in: the ends that are split off.
+_ENDS = re.compile(r"[’'](?:[msd]|re|ve|ll)|n[’']t", re.IGNORECASE)
+
+
 def _written(text: str, kinds: str) -> str:
     """The token as the Stanford tokenizer prints it, in lower case; empty for a blank."""
-    first = kinds[0]
     if kinds in _ENTITIES:
         return _ENTITIES[kinds]
-    if first == '"' or set(kinds) <= {"“", "’", "`"}:
-        return "".join(_QUOTES.get(c, "'") for c in text) if first != '"' else "''"
-    if first in "€½":
+    if kinds == '"' or set(kinds) <= {"“", "’", "`"}:
+        return "".join(_QUOTES.get(c, "'") for c in text) if kinds != '"' else "''"
+    if kinds in ("€", "½"):
         return _MONEY.get(text) or _FRACTIONS[text]
-    if first == "–" or (set(kinds) == {"-"} and 2 <= len(kinds) <= 4):
+    if kinds == "–" or (set(kinds) == {"-"} and 2 <= len(kinds) <= 4):
         return "--"
-    if first == "…" or (kinds.strip(". ") == "" and len(kinds) > 1):
+    if kinds == "…" or (kinds.strip(". ") == "" and len(kinds) > 1):
         return "..."
     if text == "\u00ad":
         return "-"
-    if first == "<" and kinds[-1] == ">":
-        return text.lower().replace(" ", "\u00a0")
-    token = "".join(_ASCII_QUOTES.get(c) or _AS_ASCII.get(c, c) for c in text if c != "\u00ad").lower()
-    token = token.replace(" ", "\u00a0").replace("&amp;", "&").replace("(", "-lrb-").replace(")", "-rrb-")
+    token = text.lower().replace(" ", "\u00a0").replace("\u00ad", "")
+    if kinds[0] == "<" and kinds[-1] == ">":
+        return token
+    if _ENDS.fullmatch(kinds):
+        token = token.replace("\x92", "'").replace("’", "'")
+    token = "".join(_AS_ASCII.get(c) or ("`" if _kind(c) == "`" else c) for c in token)
+    token = token.replace("&amp;", "&").replace("(", "-lrb-").replace(")", "-rrb-")
     return _BRACKETS.get(token, token)  # square and curly ones of a face stay

@@ -65,7 +65,7 @@ def script_iou(scores: Mapping[int, Tensor], truth: Tensor, linear_masks: bool) 
     size = (SCRIPT_SIZE, SCRIPT_SIZE)
     truth = truth.masked_fill(truth == VOID, BACKGROUND)
     mode = {"mode": "bilinear", "align_corners": False} if linear_masks else {"mode": "nearest"}
-    resized = interpolate(truth[None, None].float(), size=size, **mode)[0, 0].long()  # type: ignore[arg-type]
+    resized = interpolate(truth[None, None].float(), size=size, **mode)[0, 0].long()
     found = {}
     for label in truth.unique().tolist():
         if label == BACKGROUND:

@@ -145,6 +145,7 @@ class VOCSegmentation(EmbedBenchmark):
 
     def _score_script(self, questions: Sequence[Question], answers: Mapping[str, Answer]) -> Score:
         by_class: dict[int, list[float]] = {}
+        pictures: list[float] = []
         details = []
         for question in questions:
             scores = {
@@ -153,9 +154,9 @@ class VOCSegmentation(EmbedBenchmark):
             found = script_iou(scores, read_mask(question.record["mask"]), self.settings["linear_masks"])
             for label, value in found.items():
                 by_class.setdefault(label, []).append(value)
+            pictures += [mean(found.values())] if found else []
             details.append({"question_id": question.id, "IoU": {CLASSES[k - 1]: v for k, v in found.items()}})
         by_label = {label: mean(values) for label, values in sorted(by_class.items())}
-        pictures = [mean(detail["IoU"].values()) for detail in details if detail["IoU"]]
         metrics = {"mIoU": mean(by_label.values()), "mIoU/pictures": mean(pictures)} | _by_name(by_label)
         note = (
             "as the released script: each class in the picture by itself, min-max scaled, threshold 0.4, void as "
