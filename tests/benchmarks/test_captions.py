@@ -7,7 +7,8 @@ from scoring import cases, details_by_id, refused, run_score, write, write_lines
 
 from vwlmm.benchmarks import Files, get_benchmark
 from vwlmm.benchmarks.caption_metrics import bleu, cider_d, longest_common_subsequence, rouge_l
-from vwlmm.benchmarks.ptb_tokenizer import has_java_tokenizer, java_tokens, ptb_tokens
+from vwlmm.benchmarks.java_tokenizer import has_java_tokenizer, java_tokens
+from vwlmm.benchmarks.ptb_tokenizer import ptb_tokens
 
 SMALL = cases("caption")["small"]
 PTB = cases("ptb")["cases"]
@@ -126,7 +127,7 @@ def test_the_java_tokenizer_gives_the_collected_cases():
 
 
 def test_without_the_extra_the_java_tokenizer_says_how_to_get_it(monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda *_: None)
     with pytest.raises(ImportError, match=r"pip install 'vwlmm\[caption\]'"):
         java_tokens(["a cat"])
 

@@ -149,7 +149,7 @@ def test_answers_from_embeddings_are_patches_times_class_texts(tmp_path, listed)
             return patches
 
     benchmark = get_benchmark("voc_segmentation", template="photo of {}")
-    rows = list(benchmark.answer_all(benchmark.read(Files((listed,))), Patches(), 8))
+    rows = list(benchmark.answer_all(benchmark.read(Files((listed,))), Patches(), 20))
     assert rows[0]["scores"]["cat"] == [[1.0, 0.0], [1.0, 0.0]]
     metrics = run_score(tmp_path, "voc_segmentation", listed, write_lines(tmp_path / "a.jsonl", rows))["metrics"]
     assert metrics["mIoU"] == 1.0

@@ -10,8 +10,9 @@ from typing import Any
 
 from .benchmark import Answer, Benchmark, Files, Question, Score
 from .caption_metrics import bleu, cider_d, rouge_l
+from .java_tokenizer import has_java_tokenizer, java_tokens
 from .official_files import Record, list_records, mean
-from .ptb_tokenizer import has_java_tokenizer, java_tokens, ptb_tokens
+from .ptb_tokenizer import ptb_tokens
 
 OPTIONS = {
     "prompt": "A picture of ",  # VLAP's prefix, with its blank; what the model writes goes on from it

@@ -1,12 +1,12 @@
 """Captions split as the COCO caption server splits them (Penn Treebank tokens, lower case, no punctuation), without Java.
 
 The server calls the Stanford tokenizer 3.4.1 and then drops a list of punctuation tokens. This is a tokenizer of our own that
-was fitted to its output; docs/score.md says how often the two agree. For the figures of a paper use `java_tokens`.
+was fitted to its output; docs/score.md says how often the two agree. For the figures of a paper use `java_tokenizer`.
 """
 
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import cache, lru_cache
 
 # The server's list. It is compared after lower-casing, so that brackets (-lrb-) stay: its bug, and part of every figure.
@@ -17,43 +17,6 @@ PUNCTUATION = frozenset(("''", "'", "``", "`", *_BRACKET_MARKS, ".", "?", "!", "
 def ptb_tokens(caption: str) -> str:
     """The caption's tokens, joined by single blanks, as the CIDEr, BLEU and ROUGE of the caption server count them."""
     return " ".join(token for token in _tokens(caption) if token not in PUNCTUATION)
-
-
-def java_tokens(captions: Sequence[str]) -> list[str]:
-    """The same by the Stanford tokenizer itself: needs Java and the optional extra `caption` (pycocoevalcap).
-
-    Raises:
-        ImportError: the package is not installed.
-        OSError: there is no `java`, or it failed.
-    """
-    import subprocess
-    from importlib.util import find_spec
-    from pathlib import Path
-
-    package = find_spec("pycocoevalcap")
-    if package is None or package.submodule_search_locations is None:
-        raise ImportError("the Java tokenizer comes with pycocoevalcap: pip install 'vwlmm[caption]'")
-    jar = Path(package.submodule_search_locations[0]) / "tokenizer" / "stanford-corenlp-3.4.1.jar"
-    # One caption a line: whatever Java takes for a line break would shift all that follow.
-    lines = [re.sub(r"[\n\r\v\f\x85\u2028\u2029]", " ", caption) for caption in captions]
-    # Through standard input: the package itself writes a file into its own folder, which may not be writable.
-    command = ["java", "-Dfile.encoding=UTF-8", "-cp", str(jar), "edu.stanford.nlp.process.PTBTokenizer"]
-    command += ["-preserveLines", "-lowerCase", "-encoding", "UTF-8"]
-    done = subprocess.run(command, input="\n".join(lines).encode(), capture_output=True, check=False)
-    if done.returncode:
-        raise OSError(f"the Java tokenizer failed: {done.stderr.decode(errors='replace').strip()[-300:]}")
-    found = done.stdout.decode().split("\n")[: len(lines)]
-    if len(found) < len(lines):
-        raise OSError(f"the Java tokenizer returned {len(found)} lines for {len(lines)} captions")
-    return [" ".join(word for word in line.rstrip().split(" ") if word not in PUNCTUATION) for line in found]
-
-
-def has_java_tokenizer() -> bool:
-    """Whether `java_tokens` can be called here."""
-    import shutil
-    from importlib.util import find_spec
-
-    return shutil.which("java") is not None and find_spec("pycocoevalcap") is not None
 
 
 # Every character is first replaced by one that stands for its kind, so that the rules need ASCII only:
@@ -131,10 +94,10 @@ _ABBREVIATIONS = (
 ).replace(" ", "|")
 _CAPITAL_ABBREVIATIONS = "ark az del ill la mass miss ore pa tex wash".replace(" ", "|")
 # Before these a single letter with a full stop has ended a sentence.
-_OPENERS = (
-    "A About According Additionally After An As At But Earlier He Her Here However If In It Last Many More Now Once One Other "
-    "Our She Since So Some Such That The Their Then There These They This We What When While Yet You"
-).split()
+_OPENERS = """
+    A About According Additionally After An As At But Earlier He Her Here However If In It Last Many More Now Once One Other Our
+    She Since So Some Such That The Their Then There These They This We What When While Yet You
+"""
 _NUMBER_ABBREVIATIONS = "art|ca|figs?|nos?|op|pp|prop"
 _EXTENSIONS = (
     "bat|bmp|c|class|cgi|cpp|dll|docx?|exe|gif|gz|h|html?|jar|java|jpe?g|mov|mp[34g]|3gp|wm[va]|avi|flv|pdf|php|pl|png|"
@@ -188,7 +151,7 @@ _RULES = [
     rf"(?:(?:ph|ed)\.d|[a-z]|{_ABBREVIATIONS})\.",
     rf"(?-i:{'|'.join(f'[{w[0].upper()}]{w[1:]}|{w.upper()}' for w in _CAPITAL_ABBREVIATIONS.split('|'))})\.",
     rf"((?:{_NUMBER_ABBREVIATIONS})\.) ?[0-9]",
-    rf"([a-z])\. +(?-i:{'|'.join(f'{word}|{word.upper()}' for word in _OPENERS)}) ",
+    rf"([a-z])\. +(?-i:{'|'.join(f'{word}|{word.upper()}' for word in _OPENERS.split())}) ",
     r"[a-z](?:\.[a-z])+\.|(etc\.)[a-z§][^a-z0-9]",
     rf"({_W}+(?:\.{_W}+)*\.(?:{_EXTENSIONS}))[ .?!,]",
     # With a full stop before a comma, semicolon or colon whatever the word is.
@@ -248,13 +211,13 @@ def _written(text: str, kinds: str) -> str:
         return "--"
     if kinds == "…" or (kinds.strip(". ") == "" and len(kinds) > 1):
         return "..."
-    if text == "\u00ad":
+    if kinds == "-" or text == "\u00ad":
         return "-"
     token = text.lower().replace(" ", "\u00a0").replace("\u00ad", "")
     if kinds[0] == "<" and kinds[-1] == ">":
         return token
     if _ENDS.fullmatch(kinds):
         token = token.replace("\x92", "'").replace("’", "'")
-    token = "".join(_AS_ASCII.get(c) or ("`" if _kind(c) == "`" else c) for c in token)
+    token = "".join("`" if _kind(c) == "`" else c for c in token)
     token = token.replace("&amp;", "&").replace("(", "-lrb-").replace(")", "-rrb-")
     return _BRACKETS.get(token, token)  # square and curly ones of a face stay
