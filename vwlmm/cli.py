@@ -11,6 +11,7 @@ COMMANDS = {
     "train": ("vwlmm.commands.train", "train a recipe"),
     "plan": ("vwlmm.commands.plan", "parameters, tokens, steps and memory of a recipe, before it is run"),
     "chat": ("vwlmm.chat", "talk with a model about pictures"),
+    "eval": ("vwlmm.commands.eval", "score a model on benchmarks"),
     "words": ("vwlmm.visualize", "the visual words of every patch, drawn over the picture"),
     "data check": ("vwlmm.data.check", "find every bad row of a data file"),
     "data inspect": ("vwlmm.commands.inspect", "what the model reads and what is scored"),

@@ -84,6 +84,8 @@ class Benchmark(ABC):
     answer_kind: ClassVar[type] = str
     # Model name → main metric as its paper prints it, for the table beside ours.
     published: ClassVar[Mapping[str, float]] = {}
+    # Where the files are when the user names no folder; None for sets that the user fetches.
+    default_data: ClassVar[Path | None] = None
 
     def __init__(self, **options: Any) -> None:
         unknown = sorted(set(options) - set(self.options))

@@ -1,0 +1,1 @@
+"""`vwlmm eval`: asks a model a benchmark's questions and scores the answers; resumable, sharded, equal for every batch size."""

@@ -1,0 +1,256 @@
+"""One benchmark, one model: read, ask, keep every answer at once, score, write result and submission.
+
+evaluate(LoadedModel.load("checkpoints/demo/4_visual_words"), benchmark, files, Path("out"), EvaluationConfig(batch_size=16))
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from vwlmm.benchmarks import Answer, Benchmark, Files, Question, Score
+from vwlmm.evaluation.answers import AnswerStore
+from vwlmm.evaluation.generation import Generator, Pictures
+from vwlmm.evaluation.prompts import prompt_hash, render, template_of
+from vwlmm.evaluation.report import Result, write_result
+from vwlmm.evaluation.settings import EvaluationConfig, check_settings, data_settings, model_settings, versions
+from vwlmm.evaluation.shards import Shard
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready to be asked, and what its answers depend on."""
+
+    model: Any
+    processor: Any
+    name: str  # in the answers file and the table
+    settings: dict[str, Any]
+
+    @classmethod
+    def load(cls, source: str | Path, dtype: str = "auto", device: str | None = None) -> "LoadedModel":
+        """Loads a folder or hub id. A model with a processor answers; one without a VM head has no visual words."""
+        from vwlmm.loading import load_model
+
+        model, processor = load_model(source, dtype=dtype, device=device, require_vm_head=False)
+        return cls(model.eval(), processor, Path(source).name, model_settings(source, model))
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The questions of one run: all of the benchmark, those that the limit leaves, and the prompts of all."""
+
+    all: list[Question]
+    chosen: list[int]  # places in `all`, ascending
+    texts: list[str]  # of all
+
+    @property
+    def questions(self) -> list[Question]:
+        return [self.all[place] for place in self.chosen]
+
+
+def evaluate(
+    loaded: LoadedModel,
+    benchmark: Benchmark,
+    files: Files,
+    folder: Path,
+    config: EvaluationConfig,
+    shard: Shard | None = None,
+) -> Result | None:
+    """Asks what is not answered yet, and scores when every question is.
+
+    Args:
+        folder: of this benchmark's run; answers that are there with the same settings are kept.
+        shard: the share of this process; the score is made by whoever finds all answers there.
+
+    Returns:
+        The result; None for a process that leaves the scoring to another, or to a later one.
+
+    Raises:
+        ValueError: the files are not the benchmark's, the folder holds answers made otherwise, an answer is there twice.
+        FileNotFoundError: a picture is missing.
+    """
+    shard = shard or Shard()
+    asked = read_questions(benchmark, files, loaded.processor, config.limit)
+    settings = run_settings(loaded, benchmark, files, asked, config)
+    check_settings(folder, settings)
+    with closing(Pictures(files.images, config.num_loaders)) as pictures:
+        pictures.check(asked.questions)
+        store = AnswerStore(folder, [question.id for question in asked.all], shard)
+        with store:
+            _ask(loaded, benchmark, asked, pictures, store, config)
+    shard.wait()
+    if shard.connected and shard.rank:
+        shard.wait()  # until the first process has written the result
+        return None
+    result = _score(loaded, benchmark, asked, store, settings)
+    shard.wait()
+    return result
+
+
+def read_questions(benchmark: Benchmark, files: Files, processor: Any, limit: int | None) -> Asked:
+    """Reads the official files and writes every prompt.
+
+    Raises:
+        ValueError: there are no questions, an id comes twice, the template refuses a question.
+    """
+    questions = benchmark.read(files)
+    if not questions:
+        raise ValueError(f"{benchmark.name}: {', '.join(map(str, files.annotations))} holds no questions.")
+    seen: set[str] = set()
+    for question in questions:
+        if question.id in seen:
+            raise ValueError(
+                f"{benchmark.name}: question {question.id!r} is there twice, so answers could not be told apart."
+            )
+        seen.add(question.id)
+    texts = []
+    if benchmark.engine == "generate":
+        template = template_of(processor, benchmark.completion)
+        texts = [render(question, processor, template) for question in questions]
+    return Asked(questions, spread(len(questions), limit), texts)
+
+
+def spread(total: int, limit: int | None) -> list[int]:
+    """`limit` places of `total`, evenly apart from the first on; official files are often sorted by kind or picture."""
+    if limit is None or limit >= total:
+        return list(range(total))
+    return [place * total // limit for place in range(limit)]
+
+
+def run_settings(
+    loaded: LoadedModel, benchmark: Benchmark, files: Files, asked: Asked, config: EvaluationConfig
+) -> dict[str, Any]:
+    """Everything an answer depends on; a limit and the number of shards change how many are asked, not the answers."""
+    settings: dict[str, Any] = {
+        "benchmark": benchmark.name,
+        "options": dict(benchmark.settings),
+        **loaded.settings,
+        "batch_size": config.batch_size,
+        "data": data_settings(files),
+        "versions": versions(),
+    }
+    if benchmark.engine == "generate":
+        settings["decoding"] = "greedy"
+        settings["max_new_tokens"] = config.max_new_tokens or benchmark.max_new_tokens
+        settings["prompt_hash"] = prompt_hash(asked.all, asked.texts)
+    return settings
+
+
+def _ask(
+    loaded: LoadedModel,
+    benchmark: Benchmark,
+    asked: Asked,
+    pictures: Pictures,
+    store: AnswerStore,
+    config: EvaluationConfig,
+) -> None:
+    """Answers this shard's open questions and keeps each batch of answers as soon as it is there."""
+    done = store.read()
+    open_places = [
+        place
+        for number, place in enumerate(asked.chosen)
+        if store.shard.owns(number) and asked.all[place].id not in done
+    ]
+    mine = sum(store.shard.owns(number) for number in range(len(asked.chosen)))
+    if len(open_places) < mine:
+        logger.warning("%s: %d of %d answers are there, going on.", benchmark.name, mine - len(open_places), mine)
+    with tqdm(
+        total=mine, initial=mine - len(open_places), desc=benchmark.name, unit="question", disable=store.shard.rank > 0
+    ) as progress:
+        for answers in _answers(loaded, benchmark, asked, open_places, pictures, config):
+            store.append(answers)
+            progress.update(len(answers))
+
+
+def _answers(
+    loaded: LoadedModel,
+    benchmark: Benchmark,
+    asked: Asked,
+    places: Sequence[int],
+    pictures: Pictures,
+    config: EvaluationConfig,
+) -> Iterator[list[Answer]]:
+    questions = [asked.all[place] for place in places]
+    generator = Generator(
+        loaded.model,
+        loaded.processor,
+        pictures,
+        batch_size=config.batch_size,
+        max_new_tokens=config.max_new_tokens or benchmark.max_new_tokens,
+        model_id=loaded.name,
+    )
+    yield from generator.answers(questions, [asked.texts[place] for place in places])
+
+
+def _score(
+    loaded: LoadedModel, benchmark: Benchmark, asked: Asked, store: AnswerStore, settings: dict[str, Any]
+) -> Result | None:
+    answers = store.read()
+    questions = asked.questions
+    missing = [question.id for question in questions if question.id not in answers]
+    if missing:
+        logger.warning(
+            "%s: %d of %d questions are answered, first without an answer: %r. Run the other shards; the last one scores.",
+            benchmark.name,
+            len(questions) - len(missing),
+            len(questions),
+            missing[0],
+        )
+        return None
+    store.join(answers)
+    own = {question.id: answers[question.id] for question in questions}
+    score = benchmark.score(questions, own)
+    score = replace(score, notes=[*score.notes, *_notes(asked, own)])
+    submission = None
+    if len(questions) == len(asked.all):
+        submission = benchmark.write_submission(questions, own, store.folder)
+    result = Result(
+        benchmark=store.folder.name,
+        title=_title(benchmark),
+        model=loaded.name,
+        metrics=dict(score.metrics),
+        notes=list(score.notes),
+        num_questions=len(questions),
+        num_total=len(asked.all),
+        settings=settings,
+        published=dict(benchmark.published),
+        submission=submission.name if submission else None,
+    )
+    write_result(store.folder, result, score)
+    return result
+
+
+def _notes(asked: Asked, answers: dict[str, dict[str, Any]]) -> list[str]:
+    """What a reader of the figure has to know that the benchmark cannot."""
+    notes = []
+    if len(asked.chosen) < len(asked.all):
+        notes.append(
+            f"{len(asked.chosen)} of {len(asked.all)} questions, evenly spread over the file: not the official figure, and no "
+            "submission file."
+        )
+    cut = sum(bool(answer.get("metadata", {}).get("cut")) for answer in answers.values())
+    if cut:
+        notes.append(f"{cut} of {len(answers)} answers did not end within the allowed tokens and were cut.")
+    return notes
+
+
+def _title(benchmark: Benchmark) -> str:
+    changed = {name: value for name, value in benchmark.settings.items() if value != benchmark.options[name]}
+    return benchmark.title + (f" ({', '.join(f'{n}={v}' for n, v in changed.items())})" if changed else "")
+
+
+def run_name(benchmark: Benchmark) -> str:
+    """Folder of a benchmark's run: its name and the options that are not the default ones."""
+    changed = [f"{name}={value}" for name, value in benchmark.settings.items() if value != benchmark.options[name]]
+    return "-".join([benchmark.name, *changed]).replace("/", "_")
+
+
+def score_of(benchmark: Benchmark, questions: Sequence[Question], answers: Sequence[Answer]) -> Score:
+    """The score of answers that were just given, each question once (validation during training)."""
+    return benchmark.score(questions, {str(answer["question_id"]): answer for answer in answers})
