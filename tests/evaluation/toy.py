@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 from PIL import Image
 
@@ -13,8 +14,8 @@ class Toy(Benchmark):
     name = "toy"
     title = "Toy"
     max_new_tokens = 6
-    options = {"polite": False}
-    published = {"Paper-7B": 50.0}
+    options: ClassVar = {"polite": False}
+    published: ClassVar = {"Paper-7B": 50.0}
 
     def files(self, data: Path) -> Files:
         if not (data / "toy.json").is_file():
