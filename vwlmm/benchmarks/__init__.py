@@ -16,6 +16,8 @@ BENCHMARKS: dict[str, tuple[str, str]] = {
     "coco_retrieval": ("vwlmm.benchmarks.retrieval", "COCORetrieval"),
     "fewshot_vqav2": ("vwlmm.benchmarks.fewshot_vqav2", "FewShotVQAv2"),
     "flickr30k_retrieval": ("vwlmm.benchmarks.retrieval", "Flickr30kRetrieval"),
+    "embedded_pope": ("vwlmm.benchmarks.embedded", "EmbeddedPOPE"),
+    "embedded_vqa": ("vwlmm.benchmarks.embedded", "EmbeddedVQA"),
     "gqa": ("vwlmm.benchmarks.gqa", "GQA"),
     "mmbench": ("vwlmm.benchmarks.mmbench", "MMBench"),
     "mmbench-cn": ("vwlmm.benchmarks.mmbench", "MMBenchCN"),

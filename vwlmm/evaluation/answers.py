@@ -65,6 +65,14 @@ class AnswerStore:
         self.handle.write(b"".join(_line(answer) for answer in answers))
         self.handle.flush()
 
+    def clear(self) -> None:
+        """Forgets all answers given so far."""
+        assert self.handle is not None
+        self.handle.truncate(0)
+        for file in (self.folder / ANSWERS_FILE, *self.folder.glob("answers.*-of-*.jsonl")):
+            if file != self.file:
+                file.unlink(missing_ok=True)
+
     def read(self) -> dict[str, dict[str, Any]]:
         """All answers given so far, of every shard, by question id.
 

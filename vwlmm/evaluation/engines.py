@@ -55,6 +55,7 @@ def answer(
         batch_size=config.batch_size,
         max_new_tokens=config.max_new_tokens or benchmark.max_new_tokens,
         model_id=loaded.name,
+        answer_prompt=benchmark.answer_prompt,
     )
     yield from generator.answers(questions, texts)
 

@@ -39,27 +39,6 @@ class Pictures:
     def close(self) -> None:
         self.pool.shutdown(cancel_futures=True)
 
-    def check(self, questions: Sequence[Question]) -> None:
-        """Finds pictures that are not there before anything is answered.
-
-        Raises:
-            ValueError: there are names of pictures, and no folder.
-            FileNotFoundError: pictures are missing, with the first question that shows one.
-        """
-        named = {
-            name: question.id for question in reversed(questions) for name in question.images if isinstance(name, str)
-        }
-        if named and self.folder is None:
-            raise ValueError(
-                f"Question {next(iter(named.values()))!r} shows a picture, and no images folder was found."
-            )
-        missing = [name for name in named if not (self._path(name)).is_file()]
-        if missing:
-            raise FileNotFoundError(
-                f"{len(missing)} of {len(named)} pictures are not there, first {self._path(missing[-1])} "
-                f"(question {named[missing[-1]]!r}): put the benchmark's pictures into {self.folder}."
-            )
-
     def load(self, question: Question) -> list[Image.Image]:
         """The pictures of one question, in order.
 
@@ -76,7 +55,8 @@ class Pictures:
         return [self.pool.submit(self.load, question) for question in questions]
 
     def _path(self, name: str) -> Path:
-        assert self.folder is not None
+        if self.folder is None:
+            raise ValueError(f"A question shows the picture {name}, and no images folder was found.")
         return self.folder / name
 
 
@@ -90,6 +70,7 @@ class Generator:
         batch_size: questions answered at once.
         max_new_tokens: an answer that has not ended by then is cut.
         model_id: name of the model in the answers file.
+        answer_prompt: what the answers file keeps as `prompt` (`Benchmark.answer_prompt`).
         autocast: compute in this dtype while the weights keep theirs (during training).
         synced: under ZeRO-3 every rank takes part in each token until the longest answer of all ranks ends.
     """
@@ -103,11 +84,13 @@ class Generator:
         batch_size: int,
         max_new_tokens: int,
         model_id: str,
+        answer_prompt: Callable[[Question], str] = lambda question: question.prompt,
         autocast: Any = None,
         synced: bool = False,
     ) -> None:
         self.model, self.processor, self.pictures = model, processor, pictures
         self.batch_size, self.model_id = batch_size, model_id
+        self.answer_prompt = answer_prompt
         self.autocast, self.synced = autocast, synced
         self.options = greedy(model, processor.tokenizer, max_new_tokens)
 
@@ -147,7 +130,7 @@ class Generator:
         return [
             {
                 "question_id": question.id,
-                "prompt": question.prompt,
+                "prompt": self.answer_prompt(question),
                 "text": text.strip(),
                 "answer_id": answer_id(self.model_id, question.id, text.strip()),
                 "model_id": self.model_id,

@@ -30,9 +30,9 @@ class Result:
     submission: str | None = None  # file name
 
     @property
-    def main(self) -> tuple[str, float]:
-        """Name and value of the benchmark's main metric."""
-        return next(iter(self.metrics.items()))
+    def main(self) -> tuple[str, float | None]:
+        """Name and value of the benchmark's main metric; nothing where only a server or a judge can score."""
+        return next(iter(self.metrics.items()), ("submission only", None))
 
 
 def write_result(folder: Path, result: Result, score: Score) -> Path:
@@ -64,7 +64,7 @@ def table(results: Sequence[Result]) -> str:
     lines = [_row(header), _row(["---"] * 2 + ["---:"] * (len(models) + len(papers) + 1))]
     for name in dict.fromkeys(result.benchmark for result in results):
         same = [result for result in results if result.benchmark == name]
-        ours = {result.model: shown(*result.main) for result in same}
+        ours = {result.model: shown(result.main[1]) for result in same}
         first = same[0]
         cells = [first.title, first.main[0], *(ours.get(model, "") for model in models)]
         cells += [f"{first.published[paper]:.1f}" if paper in first.published else "" for paper in papers]
@@ -75,23 +75,30 @@ def table(results: Sequence[Result]) -> str:
         "",
     ]
     for result in results:
-        metrics = ", ".join(f"{name} {shown(name, value)}" for name, value in result.metrics.items())
+        metrics = (
+            ", ".join(  # those of subsets are in result.json
+                f"{name} {shown(value)}" for name, value in result.metrics.items() if "/" not in name
+            )
+            or "to be scored from the submission file"
+        )
         lines.append(f"- **{result.title}** ({result.model}, {_how(result.settings)}): {metrics}.")
         lines += [f"  - {note}" for note in result.notes]
     return "\n".join([*lines, ""])
 
 
-def shown(name: str, value: float) -> str:
-    """A metric as the table shows it: fractions in per cent, counts as they are."""
-    if name.startswith(("num_", "count")):
-        return f"{value:g}"
+def shown(value: float | None) -> str:
+    """A metric as the table shows it: fractions in per cent, counts as they are, nothing as a dash."""
+    if value is None:
+        return "–"
+    if isinstance(value, int):
+        return f"{value:,}"
     return f"{100 * value:.1f}"
 
 
 def summary(benchmark: Benchmark, result: Result) -> str:
     """One line for the terminal."""
     name, value = result.main
-    return f"{benchmark.name}: {name} {shown(name, value)} ({_asked(result)} questions)"
+    return f"{benchmark.name}: {name} {shown(value)} ({_asked(result)} questions)"
 
 
 def _asked(result: Result) -> str:

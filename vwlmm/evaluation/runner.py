@@ -4,7 +4,7 @@ evaluate(LoadedModel.load("checkpoints/demo/4_visual_words"), benchmark, files, 
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,8 +13,10 @@ from typing import Any
 from tqdm import tqdm
 
 from vwlmm.benchmarks import Answer, Benchmark, Files, Question, Score
+from vwlmm.benchmarks.official_files import check_images
 from vwlmm.evaluation.answers import AnswerStore
-from vwlmm.evaluation.generation import Generator, Pictures
+from vwlmm.evaluation.engines import all_at_once, answer
+from vwlmm.evaluation.generation import Pictures
 from vwlmm.evaluation.prompts import prompt_hash, render, template_of
 from vwlmm.evaluation.report import Result, write_result
 from vwlmm.evaluation.settings import EvaluationConfig, check_settings, data_settings, model_settings, versions
@@ -31,14 +33,17 @@ class LoadedModel:
     processor: Any
     name: str  # in the answers file and the table
     settings: dict[str, Any]
+    has_words: bool = True  # a trained VM head names its patches
 
     @classmethod
     def load(cls, source: str | Path, dtype: str = "auto", device: str | None = None) -> "LoadedModel":
         """Loads a folder or hub id. A model with a processor answers; one without a VM head has no visual words."""
-        from vwlmm.loading import load_model
+        from vwlmm.embedded import resolve
+        from vwlmm.loading import has_vm_head, load_model
 
+        source = resolve(source)
         model, processor = load_model(source, dtype=dtype, device=device, require_vm_head=False)
-        return cls(model.eval(), processor, Path(source).name, model_settings(source, model))
+        return cls(model.eval(), processor, Path(source).name, model_settings(source, model), has_vm_head(source))
 
 
 @dataclass(frozen=True)
@@ -76,12 +81,18 @@ def evaluate(
         FileNotFoundError: a picture is missing.
     """
     shard = shard or Shard()
+    if all_at_once(benchmark) and shard.rank:
+        # One process compares everything with everything; the others have nothing to do.
+        shard.wait()
+        shard.wait()
+        return None
     asked = read_questions(benchmark, files, loaded.processor, config.limit)
     settings = run_settings(loaded, benchmark, files, asked, config)
     check_settings(folder, settings)
     with closing(Pictures(files.images, config.num_loaders)) as pictures:
-        pictures.check(asked.questions)
-        store = AnswerStore(folder, [question.id for question in asked.all], shard)
+        check_images(asked.questions, files.images)
+        alone = Shard(connected=shard.connected) if all_at_once(benchmark) else shard
+        store = AnswerStore(folder, [question.id for question in asked.all], alone)
         with store:
             _ask(loaded, benchmark, asked, pictures, store, config)
     shard.wait()
@@ -100,6 +111,12 @@ def read_questions(benchmark: Benchmark, files: Files, processor: Any, limit: in
         ValueError: there are no questions, an id comes twice, the template refuses a question.
     """
     questions = benchmark.read(files)
+    untold = next((question for question in questions if not question.messages and benchmark.engine != "embed"), None)
+    if untold is not None:
+        raise ValueError(
+            f"{benchmark.name}: the files do not say how to ask question {untold.id!r} ({untold.where}): its text or picture "
+            "is missing."
+        )
     if not questions:
         raise ValueError(f"{benchmark.name}: {', '.join(map(str, files.annotations))} holds no questions.")
     seen: set[str] = set()
@@ -152,6 +169,13 @@ def _ask(
 ) -> None:
     """Answers this shard's open questions and keeps each batch of answers as soon as it is there."""
     done = store.read()
+    if all_at_once(benchmark):
+        wanted = {asked.all[place].id for place in asked.chosen}
+        if done.keys() == wanted:
+            return
+        # Answers of a part, or with another limit, compare other questions with each other.
+        store.clear()
+        done = {}
     open_places = [
         place
         for number, place in enumerate(asked.chosen)
@@ -163,29 +187,11 @@ def _ask(
     with tqdm(
         total=mine, initial=mine - len(open_places), desc=benchmark.name, unit="question", disable=store.shard.rank > 0
     ) as progress:
-        for answers in _answers(loaded, benchmark, asked, open_places, pictures, config):
+        questions = [asked.all[place] for place in open_places]
+        texts = [asked.texts[place] for place in open_places] if asked.texts else []
+        for answers in answer(loaded, benchmark, questions, texts, pictures, config):
             store.append(answers)
             progress.update(len(answers))
-
-
-def _answers(
-    loaded: LoadedModel,
-    benchmark: Benchmark,
-    asked: Asked,
-    places: Sequence[int],
-    pictures: Pictures,
-    config: EvaluationConfig,
-) -> Iterator[list[Answer]]:
-    questions = [asked.all[place] for place in places]
-    generator = Generator(
-        loaded.model,
-        loaded.processor,
-        pictures,
-        batch_size=config.batch_size,
-        max_new_tokens=config.max_new_tokens or benchmark.max_new_tokens,
-        model_id=loaded.name,
-    )
-    yield from generator.answers(questions, [asked.texts[place] for place in places])
 
 
 def _score(
@@ -207,9 +213,6 @@ def _score(
     own = {question.id: answers[question.id] for question in questions}
     score = benchmark.score(questions, own)
     score = replace(score, notes=[*score.notes, *_notes(asked, own)])
-    submission = None
-    if len(questions) == len(asked.all):
-        submission = benchmark.write_submission(questions, own, store.folder)
     result = Result(
         benchmark=store.folder.name,
         title=_title(benchmark),
@@ -220,9 +223,13 @@ def _score(
         num_total=len(asked.all),
         settings=settings,
         published=dict(benchmark.published),
-        submission=submission.name if submission else None,
     )
     write_result(store.folder, result, score)
+    if len(questions) == len(asked.all):
+        submission = benchmark.write_submission(questions, own, store.folder)
+        if submission is not None:
+            result = replace(result, submission=submission.name)
+            write_result(store.folder, result, score)
     return result
 
 
