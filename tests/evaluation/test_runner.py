@@ -9,7 +9,7 @@ from toy import Toy, write_toy
 from vwlmm.evaluation.answers import AnswerStore
 from vwlmm.evaluation.generation import Generator
 from vwlmm.evaluation.report import read_result
-from vwlmm.evaluation.runner import evaluate, run_name, spread
+from vwlmm.evaluation.runner import evaluate, run_name, sample
 from vwlmm.evaluation.settings import EvaluationConfig
 from vwlmm.evaluation.shards import Shard
 
@@ -157,7 +157,8 @@ def test_the_same_weights_in_another_place_continue_a_run(run, loaded, tmp_path)
 
 def test_a_limit_asks_questions_from_the_whole_file_and_says_so(run, tmp_path):
     result = run(tmp_path, limit=3)
-    assert [json.loads(line)["question_id"] for line in answers(tmp_path).splitlines()] == ["0", "3", "7"]
+    asked = [str(place) for place in sample(11, 3)]
+    assert [json.loads(line)["question_id"] for line in answers(tmp_path).splitlines()] == asked
     assert (result.num_questions, result.num_total) == (3, 11)
     assert "3 of 11 questions" in result.notes[0]
     assert result.submission is None
@@ -222,10 +223,14 @@ def test_two_runs_do_not_write_one_file(tmp_path):
         raise AssertionError("the second run was let in")
 
 
-def test_a_limit_is_spread_over_all_places():
-    assert spread(10, None) == spread(10, 12) == list(range(10))
-    assert spread(10, 4) == [0, 2, 5, 7]
-    assert spread(10, 1) == [0]
+def test_a_limit_draws_from_the_whole_file_and_a_larger_one_adds_to_it():
+    assert sample(10, None) == sample(10, 12) == list(range(10))
+    few, more = sample(1000, 50), sample(1000, 100)
+    assert len(few) == 50
+    assert few == sorted(few)
+    assert set(few) < set(more)
+    assert max(few) > 900
+    assert 10 < sum(place % 2 for place in few) < 40  # yes and no alternate in POPE's files
 
 
 def test_a_runs_folder_names_the_options_that_were_changed():

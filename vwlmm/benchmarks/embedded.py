@@ -48,7 +48,7 @@ class EmbeddedVQA(VQAv2):
     name = "embedded_vqa"
     title = "easy-VQA (VQAv2's form)"
     options = {"instruction": False}  # True: with LLaVA's line "Answer the question using …" behind it
-    published: Mapping[str, float] = {}
+    published = {}
     max_new_tokens = 16
     default_data = ROOT
 
@@ -69,7 +69,7 @@ class EmbeddedPOPE(POPE):
     name = "embedded_pope"
     title = "easy-VQA (POPE's form)"
     options = {"instruction": False}
-    published: Mapping[str, float] = {}
+    published = {}
     max_new_tokens = 16
     default_data = ROOT
 

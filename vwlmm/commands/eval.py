@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--suite", type=Path, metavar="F.yaml", help="benchmarks and settings of a file in eval/suites")
     parser.add_argument("--data", type=Path, metavar="DIR", help="folder with the official files")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for answers, results and the table")
-    parser.add_argument("--limit", type=int, metavar="N", help="ask only N questions, evenly spread over the file")
+    parser.add_argument("--limit", type=int, metavar="N", help="ask only N questions, drawn from the whole file")
     parser.add_argument("--batch-size", type=int, metavar="N", help="questions at once (default: 1, as the papers)")
     parser.add_argument(
         "--dtype", choices=("auto", "float32", "bfloat16", "float16"), help="of the weights (default: auto, as saved)"

@@ -39,7 +39,8 @@ def write_benchmark_files(easy_vqa: Path, out: Path) -> None:
 
 def vqa_files(rows: Sequence[dict]) -> tuple[dict[str, Any], dict[str, Any]]:
     """LLaVA rows as VQAv2's questions and annotations; the one answer of easy-VQA stands for all ten annotators."""
-    questions, annotations = [], []
+    questions: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for number, row in enumerate(rows):
         question, answer = question_and_answer(row)
         kind = question_kind(question, answer)
@@ -87,7 +88,8 @@ def pope_lines(pictures: Sequence[dict], everything: Sequence[dict]) -> dict[str
 
 def caption_file(rows: Sequence[dict]) -> dict[str, Any]:
     """COCO's captions file; the derived caption in three wordings, because CIDEr-D wants up to four words in a row."""
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for row in rows:
         number = image_number(row["image"])
         images.append({"id": number, "file_name": row["image"]})
@@ -100,7 +102,7 @@ def caption_file(rows: Sequence[dict]) -> dict[str, Any]:
 def retrieval_file(rows: Sequence[dict]) -> dict[str, Any]:
     """Karpathy's file: one picture of every colour and shape with its caption, so that exactly one caption is right."""
     first = {row["caption"]: row for row in reversed(rows)}
-    images = []
+    images: list[dict[str, Any]] = []
     for caption in (f"{colour} {shape}" for colour in COLOURS for shape in SHAPES):
         if caption not in first:
             continue

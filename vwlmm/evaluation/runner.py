@@ -4,6 +4,7 @@ evaluate(LoadedModel.load("checkpoints/demo/4_visual_words"), benchmark, files, 
 """
 
 import logging
+import random
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -130,14 +131,17 @@ def read_questions(benchmark: Benchmark, files: Files, processor: Any, limit: in
     if benchmark.engine == "generate":
         template = template_of(processor, benchmark.completion)
         texts = [render(question, processor, template) for question in questions]
-    return Asked(questions, spread(len(questions), limit), texts)
+    return Asked(questions, sample(len(questions), limit), texts)
 
 
-def spread(total: int, limit: int | None) -> list[int]:
-    """`limit` places of `total`, evenly apart from the first on; official files are often sorted by kind or picture."""
+def sample(total: int, limit: int | None) -> list[int]:
+    """`limit` of `total` places, ascending; drawn once and for all, and a smaller limit's are among a larger one's.
+
+    Not the first ones, nor every n-th: official files are sorted by kind or picture, or alternate between yes and no.
+    """
     if limit is None or limit >= total:
         return list(range(total))
-    return [place * total // limit for place in range(limit)]
+    return sorted(random.Random(0).sample(range(total), total)[:limit])
 
 
 def run_settings(
@@ -238,7 +242,7 @@ def _notes(asked: Asked, answers: dict[str, dict[str, Any]]) -> list[str]:
     notes = []
     if len(asked.chosen) < len(asked.all):
         notes.append(
-            f"{len(asked.chosen)} of {len(asked.all)} questions, evenly spread over the file: not the official figure, and no "
+            f"{len(asked.chosen)} of {len(asked.all)} questions, drawn from the whole file: not the official figure, and no "
             "submission file."
         )
     cut = sum(bool(answer.get("metadata", {}).get("cut")) for answer in answers.values())

@@ -27,7 +27,7 @@ class EvaluationConfig:
 
     batch_size: int = 1  # questions at once; the papers' protocol is 1
     dtype: str = "auto"  # of the weights; auto: as saved
-    limit: int | None = None  # only this many questions, spread evenly over the file
+    limit: int | None = None  # only this many questions, drawn from the whole file
     max_new_tokens: int | None = None  # None: the benchmark's own
     num_loaders: int = 4  # threads that decode pictures
 

@@ -51,8 +51,8 @@ def read_shard(text: str | None) -> Shard:
         if not (slash and rank.strip().isdigit() and count.strip().isdigit()):
             raise ValueError(f"A shard is I/N, like 0/4: got {text!r}.")
         return Shard(int(rank), int(count))
-    count = int(os.environ.get("WORLD_SIZE", "1"))
-    return Shard(int(os.environ.get("RANK", "0")), count, connected=count > 1)
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    return Shard(int(os.environ.get("RANK", "0")), world, connected=world > 1)
 
 
 def local_device() -> str | None:
