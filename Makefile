@@ -7,6 +7,7 @@ export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 RECIPE ?= train/forkme.yaml
 MODEL ?= checkpoints/demo/4_visual_words
+RESULTS ?= results/$(notdir $(patsubst %/,%,$(MODEL)))
 IMAGE ?= checkpoints/embedded/easy-vqa/images/test/0.png
 
 .DEFAULT_GOAL := help
@@ -55,8 +56,8 @@ bench: install  ## measure speed and memory: bench/results.md
 train: install  ## train a recipe: make train RECIPE=train/forkme.yaml
 	$(BIN)/vwlmm train $(RECIPE)
 
-eval: install  ## score the demo model on pictures no stage has seen
-	$(BIN)/python -m vwlmm.demo.run
+eval: install  ## ask the demo model (or MODEL=…) the embedded benchmarks: results/…/table.md (minutes, no download)
+	$(BIN)/vwlmm eval $(MODEL) --suite eval/suites/embedded.yaml --out $(RESULTS)
 
 chat: install  ## talk with the demo model: make chat MODEL=… IMAGE=…
 	$(BIN)/vwlmm chat $(MODEL) --image $(IMAGE)

@@ -12,7 +12,10 @@ from vwlmm.embedded import ROOT, prepare
 
 from . import prompts
 from .benchmark import Files, Question
+from .captioning import OPTIONS as CAPTION_OPTIONS
+from .coco_captions import COCOCaptions
 from .pope import POPE, SUBSETS
+from .retrieval import FileRetrieval
 from .vqav2 import VQAv2
 
 FOLDER = "easy-vqa-benchmarks"
@@ -82,6 +85,39 @@ class EmbeddedPOPE(POPE):
         """POPE's reader."""
         questions = super().read(files)
         return questions if self.settings["instruction"] else [without_instruction(q) for q in questions]
+
+
+class EmbeddedCaptions(COCOCaptions):
+    """100 held-out pictures in COCO's form, with the derived caption in three wordings as references.
+
+    The demo learns captions in its first stage only, without a question before them, and answers to questions ever after.
+    """
+
+    name = "embedded_captions"
+    title = "easy-VQA (COCO captions' form)"
+    options = {**CAPTION_OPTIONS, "prompt": "Describe the picture.", "format": "chat"}
+    published = {}
+    max_new_tokens = 16
+    default_data = ROOT
+
+    def files(self, data: Path) -> Files:
+        """Written from the package easy-vqa on first use."""
+        folder, images = embedded_files(data)
+        return Files((folder / "captions.json",), (), images)
+
+
+class EmbeddedRetrieval(FileRetrieval):
+    """24 held-out pictures, one of every colour and shape, against their 24 captions; by chance R@1 is 4 %."""
+
+    name = "embedded_retrieval"
+    title = "easy-VQA (Karpathy's form)"
+    dataset = "easy-vqa"
+    default_data = ROOT
+
+    def files(self, data: Path) -> Files:
+        """Written from the package easy-vqa on first use."""
+        folder, images = embedded_files(data)
+        return Files((folder / "dataset_retrieval.json",), (), images)
 
 
 def _with_picture(question: Question) -> Question:

@@ -75,12 +75,10 @@ def table(results: Sequence[Result]) -> str:
         "",
     ]
     for result in results:
-        metrics = (
-            ", ".join(  # those of subsets are in result.json
-                f"{name} {shown(value)}" for name, value in result.metrics.items() if "/" not in name
-            )
-            or "to be scored from the submission file"
-        )
+        figures = [f"{name} {shown(value)}" for name, value in result.metrics.items()]
+        if len(figures) > 12:  # those of subsets are in result.json
+            figures = [f"{name} {shown(value)}" for name, value in result.metrics.items() if "/" not in name]
+        metrics = ", ".join(figures) or "to be scored from the submission file"
         lines.append(f"- **{result.title}** ({result.model}, {_how(result.settings)}): {metrics}.")
         lines += [f"  - {note}" for note in result.notes]
     return "\n".join([*lines, ""])
