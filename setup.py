@@ -52,5 +52,9 @@ setup(
             "types-tqdm",
         ],
     },
-    entry_points={"console_scripts": ["vwlmm = vwlmm.cli:main"]},
+    package_data={"vwlmm.integrations.lmms_eval": ["tasks/*.yaml", "tasks/*.py"]},
+    entry_points={
+        "console_scripts": ["vwlmm = vwlmm.cli:main"],
+        "lmms_eval.models": ["vwlmm = vwlmm.integrations.lmms_eval:manifest"],
+    },
 )

@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from vwlmm.data.config import DataConfig
+from vwlmm.evaluation.settings import ValidationConfig
 from vwlmm.objectives import OBJECTIVES
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -81,6 +82,7 @@ class Recipe:
     data: DataConfig
     training: dict[str, Any]
     lora: LoraConfig | None = None
+    evaluation: ValidationConfig | None = None
     source: Path | None = field(default=None, compare=False)
 
     def objective_object(self) -> Any:
@@ -147,6 +149,7 @@ def _recipe(sections: dict[str, Any], path: Path) -> Recipe:
         data=_build(DataConfig, sections["data"], "data"),
         training=_training(sections["training"]),
         lora=_build(LoraConfig, sections["lora"], "lora") if sections.get("lora") is not None else None,
+        evaluation=_validation(sections.get("evaluation")),
         source=path,
     )
     method = recipe.objective.get("name")
@@ -165,6 +168,19 @@ def _recipe(sections: dict[str, Any], path: Path) -> Recipe:
     if recipe.lora is not None:
         _check_lora(recipe)
     return recipe
+
+
+def _validation(section: dict[str, Any] | None) -> ValidationConfig | None:
+    """The `evaluation` section, its benchmarks known by name."""
+    if section is None:
+        return None
+    if not isinstance(section, dict):
+        raise ValueError(f"evaluation: expected keys and values (benchmark, every, data, limit): got {section!r}.")
+    from vwlmm.evaluation.suite import read_names
+
+    config = _build(ValidationConfig, section, "evaluation")
+    read_names(config.names)
+    return config
 
 
 def _check_lora(recipe: Recipe) -> None:

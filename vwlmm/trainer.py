@@ -124,6 +124,10 @@ class ObjectiveTrainer(Trainer):
             logs |= self._speed()
         super().log({name: _rounded(value) for name, value in logs.items()}, start_time)
 
+    def leave_out(self, seconds: float) -> None:
+        """Time spent on something else than training, such as a benchmark; the logged speeds do not count it."""
+        self._since += seconds
+
     def _speed(self) -> dict[str, float]:
         now = time.perf_counter()
         seconds, self._since = now - self._since, now

@@ -63,6 +63,12 @@ def run(recipe: Recipe) -> Path:
         processing_class=processor,
         data_collator=Collator(processor, quarantine=output_dir if recipe.data.on_bad_row == "quarantine" else None),
     )
+    benchmarks = None
+    if recipe.evaluation is not None:
+        from vwlmm.evaluation.validation import BenchmarkCallback
+
+        benchmarks = BenchmarkCallback(trainer, processor, recipe.evaluation)
+        trainer.add_callback(benchmarks)
     if trainer.is_world_process_zero():
         output_dir.mkdir(parents=True, exist_ok=True)
         write_recipe(recipe, output_dir / RECIPE_FILE)
@@ -72,6 +78,8 @@ def run(recipe: Recipe) -> Path:
     metrics = dict(result.metrics)
     if validation is not None:
         metrics |= trainer.evaluate()
+    if benchmarks is not None:
+        metrics |= benchmarks.metrics
     _finish(trainer, processor, recipe, metrics)
     return output_dir
 

@@ -64,7 +64,7 @@ class WordEmbedder:
 
     def __init__(self, model: Any, processor: Any, pictures: Pictures) -> None:
         self.model, self.processor, self.pictures = model, processor, pictures
-        self.words, self.num_words = words_of(processor.tokenizer, model.get_input_embeddings().weight.shape[0])
+        self.words, self.num_words = words_of(processor.tokenizer, model.config.get_text_config().vocab_size)
 
     @torch.no_grad()
     def features(self, images: Sequence[str | bytes]) -> Tensor:

@@ -1,6 +1,7 @@
 """From questions to answers: each benchmark's engine with a wrapper of the model that it asks."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 from vwlmm.benchmarks import Answer, Benchmark, Question
@@ -18,12 +19,17 @@ def answer(
     texts: Sequence[str],
     pictures: Pictures,
     config: EvaluationConfig,
+    *,
+    autocast: Any = None,
+    synced: bool = False,
 ) -> Iterator[list[Answer]]:
     """Answers all questions, some at a time, each as soon as it is there.
 
     Args:
         loaded: a `runner.LoadedModel`.
         texts: the prompts, for the engine "generate".
+        autocast: makes a context in which the model computes, e.g. that of a trainer.
+        synced: see `Generator`.
 
     Raises:
         ValueError: the model cannot do what the benchmark needs.
@@ -36,7 +42,7 @@ def answer(
                 f"{benchmark.name} needs a model that is a {benchmark.needs.__name__} (vwlmm.benchmarks.engines), and "
                 f"{type(model).__name__} is not one."
             )
-        for line in benchmark.answer_all(questions, embedder, config.batch_size):
+        for line in _inside(autocast, benchmark.answer_all(questions, embedder, config.batch_size)):
             yield [{**line, "model_id": loaded.name}]
         return
     if not hasattr(model, "generate"):
@@ -45,8 +51,8 @@ def answer(
         ranker = LikelihoodRanker(
             model, processor, pictures, batch_size=config.batch_size, completion=benchmark.completion
         )
-        for question in questions:
-            yield [{**benchmark.answer(question, ranker), "model_id": loaded.name}]
+        for line in _inside(autocast, (benchmark.answer(question, ranker) for question in questions)):
+            yield [{**line, "model_id": loaded.name}]
         return
     generator = Generator(
         model,
@@ -56,6 +62,8 @@ def answer(
         max_new_tokens=config.max_new_tokens or benchmark.max_new_tokens,
         model_id=loaded.name,
         answer_prompt=benchmark.answer_prompt,
+        autocast=autocast,
+        synced=synced,
     )
     yield from generator.answers(questions, texts)
 
@@ -63,3 +71,13 @@ def answer(
 def all_at_once(benchmark: Benchmark) -> bool:
     """True for a benchmark that compares all questions with each other: no shards, no rest of an interrupted run."""
     return isinstance(benchmark, EmbedBenchmark) and not benchmark.independent
+
+
+def _inside(context: Any, lines: Iterator[Answer]) -> Iterator[Answer]:
+    """Each line made inside the context, which is left while the caller has it."""
+    while True:
+        with context() if context else nullcontext():
+            line = next(lines, None)
+        if line is None:
+            return
+        yield line

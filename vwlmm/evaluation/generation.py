@@ -71,7 +71,7 @@ class Generator:
         max_new_tokens: an answer that has not ended by then is cut.
         model_id: name of the model in the answers file.
         answer_prompt: what the answers file keeps as `prompt` (`Benchmark.answer_prompt`).
-        autocast: compute in this dtype while the weights keep theirs (during training).
+        autocast: makes the context that the model computes in (a trainer's, during training).
         synced: under ZeRO-3 every rank takes part in each token until the longest answer of all ranks ends.
     """
 

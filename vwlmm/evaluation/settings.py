@@ -42,6 +42,32 @@ class EvaluationConfig:
             raise ValueError(f"--dtype is one of {', '.join(DTYPES)}: got {self.dtype!r}.")
 
 
+@dataclass
+class ValidationConfig:
+    """A recipe's `evaluation` section: benchmarks that are asked while the model trains."""
+
+    benchmark: list[str] | str  # names as for `vwlmm eval --benchmark`, options behind a colon
+    every: int  # steps; asked after the last one too
+    data: str | None = None  # folder with the official files; embedded benchmarks need none
+    limit: int | None = None  # only this many questions of each, drawn from the whole file
+    batch_size: int = 16  # questions at once, a process
+    max_new_tokens: int | None = None  # None: the benchmark's own
+    num_loaders: int = 2  # threads that decode pictures, a process
+
+    def __post_init__(self) -> None:
+        for name in ("every", "limit", "batch_size", "max_new_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"evaluation.{name} is at least 1: got {value}.")
+        if not self.names:
+            raise ValueError("evaluation.benchmark: expected the name of a benchmark, or a list of names; got none.")
+
+    @property
+    def names(self) -> list[str]:
+        """The benchmarks as a list."""
+        return [self.benchmark] if isinstance(self.benchmark, str) else list(self.benchmark)
+
+
 def versions() -> dict[str, str]:
     """Versions of what computes the answers."""
     found = {"python": platform.python_version()}
