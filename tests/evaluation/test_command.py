@@ -64,6 +64,20 @@ def test_a_suite_asks_its_benchmarks_and_the_command_line_wins_over_it(ask, tmp_
     assert result["num_questions"] == 5
 
 
+def test_a_benchmark_without_files_stops_the_suite_unless_it_may_be_left_out(ask, tmp_path):
+    suite = tmp_path / "suite.yaml"
+    suite.write_text(
+        f"limit: 2\nbenchmarks: [toy, {{name: toy, options: {{polite: true}}, data: {tmp_path / 'none'}}}]\n"
+    )
+    code, _, err = ask("--suite", suite)
+    assert code == 1
+    assert "expected toy.json" in err
+    code, out, _ = ask("--suite", suite, "--skip-missing")
+    assert code == 0
+    assert "left out: toy: expected toy.json" in out
+    assert not (tmp_path / "out" / "toy-polite=True").exists()
+
+
 def test_shards_by_hand_end_in_one_table(ask, tmp_path):
     code, out, err = ask("--benchmark", "toy", "--shard", "0/2")
     assert code == 0

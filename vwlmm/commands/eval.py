@@ -40,6 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num-loaders", type=int, metavar="N", help="threads that decode pictures (default: 4)")
     parser.add_argument("--device", help="cpu, cuda, … (default: cuda when there is one, else cpu)")
     parser.add_argument("--shard", metavar="I/N", help="answer every N-th question from the I-th (0 to N − 1) on")
+    parser.add_argument(
+        "--skip-missing", action="store_true", help="leave out, and name, benchmarks whose files are not there"
+    )
     parser.add_argument("--list", action="store_true", help="list the benchmarks and leave")
 
 
@@ -55,9 +58,9 @@ def main(args: argparse.Namespace) -> int:
     from vwlmm.evaluation.shards import local_device, read_shard
 
     shard = read_shard(args.shard)
-    configs = [EvaluationConfig(**{**settings, **entry.settings, **_given(args)}) for entry in entries]
     # All that can be missing is found before the model, which takes the longest, is loaded.
-    files = [entry.benchmark.files(_data_of(entry, data)) for entry in entries]
+    entries, files = _with_files(entries, data, args.skip_missing)
+    configs = [EvaluationConfig(**{**settings, **entry.settings, **_given(args)}) for entry in entries]
     results: list[Any] = []
     loaded: dict[str, LoadedModel] = {}
     for entry, config, official in zip(entries, configs, files, strict=True):
@@ -101,6 +104,22 @@ def _given(args: argparse.Namespace) -> dict[str, Any]:
 
     names = [field.name for field in dataclasses.fields(EvaluationConfig)]
     return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+
+
+def _with_files(entries: list[Any], data: Path | None, skip_missing: bool) -> tuple[list[Any], list[Any]]:
+    """The benchmarks with their official files; those without are an error, or named and left out."""
+    found, files = [], []
+    for entry in entries:
+        try:
+            files.append(entry.benchmark.files(_data_of(entry, data)))
+            found.append(entry)
+        except FileNotFoundError as problem:
+            if not skip_missing:
+                raise
+            print(f"left out: {problem}", flush=True)
+    if not found:
+        raise FileNotFoundError("No benchmark is left to ask: the files of none are there.")
+    return found, files
 
 
 def _data_of(entry: Any, data: Path | None) -> Path:

@@ -32,7 +32,7 @@ def make_embedder(model: Any, processor: Any, pictures: Pictures, *, has_words: 
 
 
 class DualEncoderEmbedder:
-    """The shared space of a dual encoder; fulfils `engines.Embedder`."""
+    """The shared space of a dual encoder; fulfils `engines.Embedder` and `PatchEmbedder`."""
 
     def __init__(self, model: Any, processor: Any, pictures: Pictures) -> None:
         self.model, self.processor, self.pictures = model, processor, pictures
@@ -49,6 +49,18 @@ class DualEncoderEmbedder:
         tokens = self.processor.tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt")
         tokens = tokens.to(self.model.device)
         return _unit(self.model.encode_text(tokens["input_ids"], tokens["attention_mask"]))
+
+    @torch.no_grad()
+    def embed_patches(self, image: str | bytes) -> Tensor:
+        """`[rows, columns, dim]`, fp32: the projected patches as they are, which freeze-align multiplies with texts."""
+        if self.model.local_vision_projection is None:
+            raise ValueError("Segmentation compares patches with texts, and this model projects the class token only.")
+        pixels = self.processor.image_processor(load_all(self.pictures, [image]), return_tensors="pt")["pixel_values"]
+        tokens = self.model.vision_tokens(pixels.to(self.model.device, self.model.dtype))
+        patches = self.model.local_vision_projection(tokens[:, 1:])[0]  # [patches, dim]
+        if self.model.vision_projection is not None:
+            patches = self.model.vision_projection(patches)
+        return square(patches.float().cpu())
 
 
 class WordEmbedder:
@@ -86,7 +98,7 @@ class WordEmbedder:
 
     def embed_patches(self, image: str | bytes) -> Tensor:
         """`[rows, columns, hidden]`, fp32, each of length 1."""
-        return self._grid(_unit(self.features([image])[0]))
+        return square(_unit(self.features([image])[0]))
 
     def nearest_words(self, plus: Sequence[str | bytes], minus: Sequence[str | bytes], num_words: int) -> list[str]:
         """The words whose scores for Σ plus − Σ minus are highest, the mean over patches being a picture's embedding."""
@@ -135,12 +147,6 @@ class WordEmbedder:
                 raise ValueError(f"A text to embed needs words, got {text!r}.")
         return rows
 
-    def _grid(self, patches: Tensor) -> Tensor:
-        side = math.isqrt(len(patches))
-        if side * side != len(patches):
-            raise ValueError(f"Patches form a square, but this model has {len(patches)} of them.")
-        return patches.view(side, side, -1)
-
 
 class VisualWordEmbedder(WordEmbedder):
     """Pictures as the mean visual word of their patches, texts as the words in them.
@@ -163,7 +169,7 @@ class VisualWordEmbedder(WordEmbedder):
 
     def embed_patches(self, image: str | bytes) -> Tensor:
         """`[rows, columns, words]`, fp32, each of length 1."""
-        return self._grid(self._merged(self._chances(self.features([image])[0])).sqrt().cpu())
+        return square(self._merged(self._chances(self.features([image])[0])).sqrt().cpu())
 
     @torch.no_grad()
     def word_scores(self, embedding: Tensor) -> Tensor:
@@ -178,6 +184,14 @@ class VisualWordEmbedder(WordEmbedder):
         """`[patches, vocab]` -> `[patches, words]`."""
         words = self.words[: chances.shape[1]].to(chances.device)
         return chances.new_zeros(len(chances), self.num_words).index_add_(1, words, chances)
+
+
+def square(patches: Tensor) -> Tensor:
+    """`[patches, dim]` as `[rows, columns, dim]`."""
+    side = math.isqrt(len(patches))
+    if side * side != len(patches):
+        raise ValueError(f"Patches form a square, but this model has {len(patches)} of them.")
+    return patches.view(side, side, -1)
 
 
 def words_of(tokenizer: Any, vocab_size: int) -> tuple[Tensor, int]:

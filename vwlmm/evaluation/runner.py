@@ -3,6 +3,7 @@
 evaluate(LoadedModel.load("checkpoints/demo/4_visual_words"), benchmark, files, Path("out"), EvaluationConfig(batch_size=16))
 """
 
+import json
 import logging
 import random
 from collections.abc import Sequence
@@ -38,13 +39,41 @@ class LoadedModel:
 
     @classmethod
     def load(cls, source: str | Path, dtype: str = "auto", device: str | None = None) -> "LoadedModel":
-        """Loads a folder or hub id. A model with a processor answers; one without a VM head has no visual words."""
+        """Loads a folder or hub id: a LLaVA with or without a VM head, or a dual encoder, which embeds only."""
         from vwlmm.embedded import resolve
         from vwlmm.loading import has_vm_head, load_model
 
         source = resolve(source)
+        if _model_type(str(source)) == "dual_encoder":
+            model, processor = _load_pair(str(source), dtype, device)
+            return cls(model, processor, Path(source).name, model_settings(source, model), has_words=False)
         model, processor = load_model(source, dtype=dtype, device=device, require_vm_head=False)
         return cls(model.eval(), processor, Path(source).name, model_settings(source, model), has_vm_head(source))
+
+
+def _model_type(source: str) -> str | None:
+    from transformers.utils import cached_file
+
+    file = (
+        cached_file(source, "config.json", _raise_exceptions_for_missing_entries=False) if _may_exist(source) else None
+    )
+    return json.loads(Path(file).read_text(encoding="utf-8")).get("model_type") if file else None
+
+
+def _may_exist(source: str) -> bool:
+    """False for what looks like a folder and is none: `load_model` says so in words."""
+    return Path(source).is_dir() or not (source.startswith((".", "/", "~")) or source.count("/") != 1)
+
+
+def _load_pair(source: str, dtype: str, device: str | None) -> tuple[Any, Any]:
+    import torch
+    from transformers import AutoModel, AutoProcessor
+
+    import vwlmm.models  # noqa: F401 — registers the class with AutoModel
+
+    model = AutoModel.from_pretrained(source, dtype=dtype if dtype == "auto" else getattr(torch, dtype))
+    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return model.to(place).eval(), AutoProcessor.from_pretrained(source)
 
 
 @dataclass(frozen=True)
