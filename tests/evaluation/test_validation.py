@@ -70,7 +70,7 @@ def test_missing_files_are_found_before_the_first_step(content, tmp_path):
     content["evaluation"] = section(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"expected toy\.json"):
         run(recipe(tmp_path / "a.yaml", content))
-    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out" / "recipe.yaml").exists()
 
 
 @pytest.mark.parametrize(
