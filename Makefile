@@ -11,10 +11,10 @@ RESULTS ?= results/$(notdir $(patsubst %/,%,$(MODEL)))
 IMAGE ?= checkpoints/embedded/easy-vqa/images/test/0.png
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo compare test test-slow test-gpu check format bench train eval chat clean
+.PHONY: help install demo compare test test-slow test-gpu test-lmms-eval check format bench train eval chat clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # One install serves every target; it is made again when what is asked for changes.
 $(VENV)/installed: setup.py constraints.txt requirements-embedded.txt
@@ -39,6 +39,18 @@ test-slow: install  ## the tests that take minutes, real weights among them
 
 test-gpu: install  ## the tests that need a GPU
 	$(BIN)/python -m pytest -m gpu
+
+# Beside .venv, whose packages it sees, so that nothing of lmms-eval's changes the project's own environment.
+LMMS_EVAL := .venv-lmms-eval
+PURELIB := -c "import sysconfig; print(sysconfig.get_path('purelib'))"
+$(LMMS_EVAL)/installed: requirements-lmms-eval.txt $(VENV)/installed
+	$(PYTHON) -m venv $(LMMS_EVAL)
+	$(BIN)/python $(PURELIB) > "$$($(LMMS_EVAL)/bin/python $(PURELIB))/project.pth"
+	$(LMMS_EVAL)/bin/pip install --quiet --no-deps -r requirements-lmms-eval.txt
+	@touch $@
+
+test-lmms-eval: $(LMMS_EVAL)/installed  ## the tests of the lmms-eval plug-in, offline
+	VWLMM_LMMS_PYTHON=$(CURDIR)/$(LMMS_EVAL)/bin/python $(BIN)/python -m pytest -m slow tests/integrations
 
 check: install  ## format, lint, types
 	$(BIN)/ruff format --check .
