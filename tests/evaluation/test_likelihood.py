@@ -7,9 +7,9 @@ from vwlmm.benchmarks import Question
 from vwlmm.benchmarks.engines import Ranker
 from vwlmm.evaluation.generation import Pictures
 from vwlmm.evaluation.likelihood import LikelihoodRanker
-from vwlmm.evaluation.prompts import render, template_of
+from vwlmm.evaluation.prompts import render, render_answered, template_of
 
-OPTIONS = ["red", "It is blue.", "green or red", "a"]
+OPTIONS = ["red", "It is blue.", "green or red", "a", "end"]
 
 
 def question(*images):
@@ -28,7 +28,7 @@ def plainly(loaded, asked, option, completion, pictures):
     """One forward pass over prompt and option, and the log-probabilities of what the option adds."""
     template = template_of(loaded.processor, completion)
     prompt = render(asked, loaded.processor, template)
-    whole = prompt + option if completion else render(asked, loaded.processor, template, answer=option)
+    whole = prompt + option if completion else render_answered(asked, option, loaded.processor, template)
     images = pictures.load(asked) or None
     special = {"add_special_tokens": not prompt.startswith(loaded.processor.tokenizer.bos_token)}
     inputs = loaded.processor(text=whole, images=images, return_tensors="pt", **special)

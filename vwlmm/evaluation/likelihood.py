@@ -13,7 +13,7 @@ from torch import Tensor
 from vwlmm.benchmarks import Question
 from vwlmm.data.encode import num_image_tokens
 from vwlmm.evaluation.generation import Pictures
-from vwlmm.evaluation.prompts import render, template_of, writes_begin_token
+from vwlmm.evaluation.prompts import render, render_answered, template_of, writes_begin_token
 
 
 class LikelihoodRanker:
@@ -58,12 +58,7 @@ class LikelihoodRanker:
     def _text(self, question: Question, prompt: str, option: str) -> str:
         if self.completion:
             return prompt + option
-        text = render(question, self.processor, self.template, answer=option)
-        if not text.startswith(prompt):
-            raise ValueError(
-                f"Question {question.id!r}: the chat template writes another prompt when an answer follows it."
-            )
-        return text
+        return render_answered(question, option, self.processor, self.template)
 
     def _tokens(self, prompt: str, text: str) -> tuple[list[int], int]:
         """Token ids with every image token repeated, and the place of the option's first token."""

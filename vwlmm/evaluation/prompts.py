@@ -24,30 +24,51 @@ def template_of(processor: Any, completion: bool) -> str:
     return COMPLETION_TEMPLATE.replace("<image>", processor.image_token)
 
 
-def render(question: Question, processor: Any, template: str, answer: str | None = None) -> str:
-    """The text behind which the model writes its answer; with `answer` the conversation up to the answer's end.
+def render(question: Question, processor: Any, template: str) -> str:
+    """The text behind which the model writes its answer.
 
     Raises:
         ValueError: the template refuses the messages, or does not write one image token a picture.
     """
-    messages: list[Any] = list(question.messages)
-    if answer is not None:
-        messages = [*messages, {"role": "assistant", "content": [{"type": "text", "text": answer}]}]
-    try:
-        text = processor.apply_chat_template(
-            messages, chat_template=template, add_generation_prompt=answer is None, tokenize=False
-        )
-    except TemplateError as problem:
-        raise ValueError(f"The model's chat template refuses question {question.id!r}: {problem}") from problem
+    text = _apply(question.messages, question, processor, template, add_generation_prompt=True)
     image = processor.image_token
-    # Templates of other LLaVAs write the line break after a picture themselves.
-    text = text.replace(f"{image}\n\n", f"{image}\n")
     if text.count(image) != len(question.images):
         raise ValueError(
             f"Question {question.id!r} shows {len(question.images)} pictures, and the chat template wrote {image} "
             f"{text.count(image)} times: it must write it once for each."
         )
-    return str(text) if answer is None else str(text[: text.rindex(answer) + len(answer)])
+    return text
+
+
+def render_answered(question: Question, answer: str, processor: Any, template: str) -> str:
+    """The prompt and the answer as the template writes it, up to the answer's last letter.
+
+    Raises:
+        ValueError: the template changes the prompt or the answer.
+    """
+    prompt = render(question, processor, template)
+    turn = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
+    text = _apply([*question.messages, turn], question, processor, template, add_generation_prompt=False)
+    begin = text.find(answer.strip(), len(prompt)) if text.startswith(prompt) else -1
+    if begin < 0:
+        raise ValueError(
+            f"Question {question.id!r}: with an answer behind it the chat template writes another prompt, or not the answer."
+        )
+    return text[: begin + len(answer.strip())]
+
+
+def _apply(
+    messages: Sequence[Any], question: Question, processor: Any, template: str, *, add_generation_prompt: bool
+) -> str:
+    try:
+        text = processor.apply_chat_template(
+            list(messages), chat_template=template, add_generation_prompt=add_generation_prompt, tokenize=False
+        )
+    except TemplateError as problem:
+        raise ValueError(f"The model's chat template refuses question {question.id!r}: {problem}") from problem
+    image = processor.image_token
+    # Templates of other LLaVAs write the line break after a picture themselves.
+    return str(text).replace(f"{image}\n\n", f"{image}\n")
 
 
 def writes_begin_token(processor: Any, text: str) -> bool:

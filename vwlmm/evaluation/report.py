@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vwlmm.benchmarks import Benchmark, Score
+from vwlmm.benchmarks import Score
 
 RESULT_FILE = "result.json"
 DETAILS_FILE = "details.jsonl"
@@ -91,12 +91,6 @@ def shown(value: float | None) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     return f"{100 * value:.1f}"
-
-
-def summary(benchmark: Benchmark, result: Result) -> str:
-    """One line for the terminal."""
-    name, value = result.main
-    return f"{benchmark.name}: {name} {shown(value)} ({_asked(result)} questions)"
 
 
 def _asked(result: Result) -> str:

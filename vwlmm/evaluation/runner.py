@@ -6,7 +6,6 @@ evaluate(LoadedModel.load("checkpoints/demo/4_visual_words"), benchmark, files, 
 import json
 import logging
 import random
-from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from vwlmm.benchmarks import Answer, Benchmark, Files, Question, Score
+from vwlmm.benchmarks import Benchmark, Files, Question
 from vwlmm.benchmarks.official_files import check_images
 from vwlmm.evaluation.answers import AnswerStore
 from vwlmm.evaluation.engines import all_at_once, answer
@@ -289,8 +288,3 @@ def run_name(benchmark: Benchmark) -> str:
     """Folder of a benchmark's run: its name and the options that are not the default ones."""
     changed = [f"{name}={value}" for name, value in benchmark.settings.items() if value != benchmark.options[name]]
     return "-".join([benchmark.name, *changed]).replace("/", "_")
-
-
-def score_of(benchmark: Benchmark, questions: Sequence[Question], answers: Sequence[Answer]) -> Score:
-    """The score of answers that were just given, each question once (validation during training)."""
-    return benchmark.score(questions, {str(answer["question_id"]): answer for answer in answers})
