@@ -131,7 +131,7 @@ def make_processor(
 ) -> tuple[LlavaProcessor, int, int]:
     """The processor of a new model, how many tokens its tower puts before the patches, and its patches; loads no weights."""
     tokenizer = _tokenizer(str(language_model), chat_template)
-    image_processor = _image_processor(str(vision_tower), image_aspect_ratio)
+    image_processor = make_image_processor(str(vision_tower), image_aspect_ratio)
     blank = Image.new("RGB", (64, 64))
     pixels = image_processor(images=blank, return_tensors="pt")["pixel_values"]
     tower_class, tower_config = _tower(str(vision_tower))
@@ -251,7 +251,7 @@ def _tokenizer(source: str, chat_template: str) -> Any:
     return tokenizer
 
 
-def _image_processor(source: str, image_aspect_ratio: str | None) -> Any:
+def make_image_processor(source: str, image_aspect_ratio: str | None) -> Any:
     """The tower's own image processor, in its PIL form; `pad` turns it into LLaVA's, which pads to a square first."""
     processor = AutoImageProcessor.from_pretrained(source, backend="pil")
     if image_aspect_ratio is None:
