@@ -13,6 +13,7 @@ COMMANDS = {
     "chat": ("vwlmm.chat", "talk with a model about pictures"),
     "eval": ("vwlmm.commands.eval", "score a model on benchmarks"),
     "words": ("vwlmm.visualize", "the visual words of every patch, drawn over the picture"),
+    "convert": ("vwlmm.commands.convert", "published VW-LMM and LLaVA checkpoints → a folder of ours"),
     "data check": ("vwlmm.data.check", "find every bad row of a data file"),
     "data inspect": ("vwlmm.commands.inspect", "what the model reads and what is scored"),
     "score": ("vwlmm.commands.score", "score a finished answers file of a benchmark"),

@@ -60,6 +60,8 @@ class VisualWordLlavaConfig(LlavaConfig):
             and not getattr(self.vision_config, "num_register_tokens", 0)
             # transformers' LLaVA ties its LM head by a name that OPT's table does not have.
             and not (self.tie_word_embeddings and self.text_config.model_type == "opt")
+            # Plain LLaVA looks the image token up before it puts the picture in its place.
+            and self.image_token_index < self.text_config.vocab_size
         )
 
     def to_dict(self) -> dict[str, Any]:

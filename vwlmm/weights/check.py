@@ -48,5 +48,7 @@ def _changed(path: Path) -> str | None:
         )
     blob = path.resolve().name
     if path.is_symlink() and re.fullmatch(r"[0-9a-f]{64}", blob) and sha256(path) != blob:
-        return f"{path} is damaged: its bytes are not those of the Hub. Delete it from the cache, and it is fetched again."
+        return (
+            f"{path} is damaged: its bytes are not those of the Hub. Delete it from the cache, and it is fetched again."
+        )
     return None

@@ -61,9 +61,7 @@ class SafetensorsFile:
                 f"{path} is cut short: {size} bytes of the {start + end} that its header tells. Fetch it again."
             )
         if size > start + end:
-            raise ValueError(
-                f"{path} is damaged: {size} bytes, but its header tells of {start + end}. Fetch it again."
-            )
+            raise ValueError(f"{path} is damaged: {size} bytes, but its header tells of {start + end}. Fetch it again.")
 
     def read(self, name: str) -> Tensor:
         stored = self.tensors[name]
