@@ -14,6 +14,8 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 from vwlmm.embedded import resolve
 from vwlmm.models import VisualWordLlavaConfig, VisualWordLlavaForConditionalGeneration
+from vwlmm.weights.check import check_folder
+from vwlmm.weights.reading import open_file
 
 VM_HEAD = "vm_head.weight"
 
@@ -36,9 +38,9 @@ def load_model(
         overrides: configuration fields to change, for instance `pseudo_image_features=True`.
 
     Raises:
-        FileNotFoundError: no such folder, or the one that adapters were trained from is gone.
-        ValueError: tensors are missing, unexpected or of another size, with their list; or the folder is a plain LLaVA
-            without a VM head.
+        FileNotFoundError: no such folder, a shard is missing, or the folder that adapters were trained from is gone.
+        ValueError: a weight file is cut short, damaged by as little as one byte, or holds code; tensors are missing,
+            unexpected or of another size, with their list; or the folder is a plain LLaVA without a VM head.
     """
     source = str(resolve(source))
     looks_local = source.startswith((".", "/", "~")) or source.count("/") != 1
@@ -51,10 +53,14 @@ def load_model(
         return _load_adapter(source, Path(adapter), dtype, device, require_vm_head, overrides)
     if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
         raise FileNotFoundError(f"{source} holds no config.json, so it is not a model folder.")
+    damaged = check_folder(source) if Path(source).is_dir() else []
     loaded: Any = VisualWordLlavaForConditionalGeneration.from_pretrained(
         source, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **overrides
     )
     model, report = loaded
+    if not Path(source).is_dir():  # from the hub: its files are in the cache by now
+        damaged = check_folder(Path(str(cached_file(source, "config.json"))).parent)
+    also = "".join(f" {problem}" for problem in damaged)
     missing, unexpected = set(report["missing_keys"]), set(report["unexpected_keys"])
     if VM_HEAD in missing and require_vm_head:
         raise ValueError(
@@ -64,11 +70,16 @@ def load_model(
     missing.discard(VM_HEAD)
     other_sizes = {f"{name} {tuple(there)}, not {tuple(here)}" for name, there, here in report["mismatched_keys"]}
     if other_sizes:
-        raise ValueError(f"{source} holds tensors of another size than its config.json says: {_listed(other_sizes)}.")
+        raise ValueError(
+            f"{source} holds tensors of another size than its config.json says: {_listed(other_sizes)}.{also}"
+        )
     if missing or unexpected:
         raise ValueError(
             f"{source} does not hold the tensors of this model. Missing: {_listed(missing)}. Unexpected: {_listed(unexpected)}."
+            f"{also}"
         )
+    if damaged:
+        raise ValueError(also.strip())
     processor = AutoProcessor.from_pretrained(source)
     return model.to(_device(device)), processor
 
@@ -82,8 +93,9 @@ def _load_adapter(
     overrides: dict[str, Any],
 ) -> tuple[VisualWordLlavaForConditionalGeneration, Any]:
     """The base model with the adapters merged into its weights, and the modules that learned in full in place of its own."""
-    import peft
-
+    damaged = check_folder(adapter.parent)
+    if damaged:
+        raise ValueError(" ".join(damaged))
     base, saved = _base_and_modules(adapter)
     run_config = adapter.with_name("config.json")
     if run_config.is_file():  # what the run changed of the base's configuration
@@ -97,8 +109,31 @@ def _load_adapter(
             f"{source} holds LoRA adapters to the model in {base}, and they are nothing without it: put it back, or name its "
             f"new place as base_model_name_or_path in {adapter}. ({problem})"
         ) from None
-    merged: Any = peft.PeftModel.from_pretrained(model, source).merge_and_unload()
-    return merged.to(_device(device)), AutoProcessor.from_pretrained(source)
+    return _merged(model, source).to(_device(device)), AutoProcessor.from_pretrained(source)
+
+
+def _merged(model: VisualWordLlavaForConditionalGeneration, source: str) -> Any:
+    """The model with the adapters in its weights; every tensor of theirs has its place, and every place its tensor."""
+    import peft
+
+    file = cached_file(source, "adapter_model.safetensors", _raise_exceptions_for_missing_entries=False)
+    if file is None:
+        raise FileNotFoundError(f"{source} holds an adapter_config.json and no adapter_model.safetensors beside it.")
+    wrapped: Any = peft.PeftModel(model, peft.PeftConfig.from_pretrained(source))
+    places = peft.get_peft_model_state_dict(wrapped, save_embedding_layers=False)
+    expected = {name: tuple(tensor.shape) for name, tensor in places.items()}
+    have = {name: stored.shape for name, stored in open_file(Path(file)).tensors.items()}
+    missing, unexpected = set(expected) - set(have), set(have) - set(expected)
+    if missing or unexpected:
+        raise ValueError(
+            f"{source} does not hold the adapters that its adapter_config.json tells of, to this base model. Missing: "
+            f"{_listed(missing)}. Unexpected: {_listed(unexpected)}."
+        )
+    sizes = {f"{name} {have[name]}, not {shape}" for name, shape in expected.items() if have[name] != shape}
+    if sizes:
+        raise ValueError(f"{source} holds adapters of another size than its base model asks for: {_listed(sizes)}.")
+    wrapped.load_adapter(source, "default")
+    return wrapped.merge_and_unload()
 
 
 def _base_and_modules(adapter: Path) -> tuple[str, list[str]]:

@@ -21,6 +21,7 @@ from vwlmm.data.collator import Collator
 from vwlmm.data.dataset import load_datasets
 from vwlmm.data.templates import chat_template_for
 from vwlmm.embedded import resolve
+from vwlmm.models.checksums import write_checksums
 from vwlmm.trainable import LearningRates, add_lora, set_trainable
 from vwlmm.trainer import ObjectiveTrainer
 
@@ -274,6 +275,7 @@ def _finish(trainer: ObjectiveTrainer, processor: Any, recipe: Recipe, metrics: 
         if recipe.lora is not None:
             # Adapters are read on top of the base model, whose configuration the recipe may have changed.
             trainer.base_model.config.save_pretrained(output_dir)
+        write_checksums(output_dir)
         trainer.state.save_to_json(str(output_dir / "trainer_state.json"))
         unfinished = output_dir / f".{RESULT_FILE}"
         unfinished.write_text(json.dumps(metrics, indent=2) + "\n")

@@ -19,6 +19,7 @@ from transformers.models.llava.modeling_llava import (
 )
 
 from vwlmm import functional
+from vwlmm.models.checksums import write_checksums
 from vwlmm.models.configuration import VisualWordLlavaConfig
 from vwlmm.models.heads import LossHead, WordEmbedding, as_loss_head, as_word_embedding
 from vwlmm.models.projector import VisualWordProjector
@@ -106,6 +107,12 @@ class VisualWordLlavaForConditionalGeneration(LlavaForConditionalGeneration):
         if self.vm_head.out_features != vocab:
             self.vm_head = as_loss_head(self._get_resized_lm_head(self.vm_head, vocab, mean_resizing=mean_resizing))
         return words
+
+    def save_pretrained(self, save_directory: Any, is_main_process: bool = True, **kwargs: Any) -> None:
+        """As in transformers, with the sums of the weight files beside them, so that damage is found when they are loaded."""
+        super().save_pretrained(save_directory, is_main_process, **kwargs)
+        if is_main_process:
+            write_checksums(save_directory)
 
     def train(self, mode: bool = True) -> "VisualWordLlavaForConditionalGeneration":
         """Training mode for what learns; a module that is wholly frozen stays in eval mode, without dropout."""

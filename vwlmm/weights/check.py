@@ -24,16 +24,17 @@ def check_folder(folder: str | Path) -> list[str]:
         ValueError: a file is cut short, damaged or holds code.
     """
     folder = Path(folder)
-    for index in sorted(folder.glob("*.index.json")):
+    safe = [*folder.glob("*.safetensors.index.json"), *folder.glob("*.safetensors")]
+    # Beside safetensors nobody reads the pickles.
+    suffix = ".safetensors" if safe else ".bin"
+    for index in sorted(folder.glob(f"*{suffix}.index.json")):
         read_index(index)
-    files = weight_files(folder)
+    files = [path for path in weight_files(folder) if path.suffix == suffix]
     for path in files:
-        # Beside safetensors nobody reads the pickles.
-        if path.suffix == ".safetensors" or not any(file.suffix == ".safetensors" for file in files):
-            opened = open_file(path)
-            if path.suffix == ".bin":
-                for name in opened.tensors:
-                    opened.read(name)
+        opened = open_file(path)
+        if suffix == ".bin":  # its sums are compared as it is read
+            for name in opened.tensors:
+                opened.read(name)
     return [problem for path in files if (problem := _changed(path))]
 
 
