@@ -14,6 +14,8 @@ COMMANDS = {
     "eval": ("vwlmm.commands.eval", "score a model on benchmarks"),
     "words": ("vwlmm.visualize", "the visual words of every patch, drawn over the picture"),
     "convert": ("vwlmm.commands.convert", "published VW-LMM and LLaVA checkpoints → a folder of ours"),
+    "export": ("vwlmm.commands.export", "a plain LLaVA of transformers, or GGUF"),
+    "merge": ("vwlmm.commands.merge", "LoRA adapters → a whole model"),
     "data check": ("vwlmm.data.check", "find every bad row of a data file"),
     "data inspect": ("vwlmm.commands.inspect", "what the model reads and what is scored"),
     "score": ("vwlmm.commands.score", "score a finished answers file of a benchmark"),

@@ -69,9 +69,17 @@ def convert(
         FileNotFoundError, FileExistsError, OSError: files that are missing, in the way, or find no room.
         ValueError: damaged files, a pickle with code, or tensors that do not fit the configuration, with their list.
     """
-    config = config or ConvertConfig()
     parts = understand(open_source(source), wishes or Wishes())
-    planned = _plan(parts, config, Path(source))
+    return convert_parts(parts, source, out, config or ConvertConfig(), progress=progress)
+
+
+def convert_parts(
+    parts: Parts, source: str | Path, out: str | Path, config: ConvertConfig, *, progress: bool = False
+) -> Report:
+    """Writes a checkpoint that has been understood; arguments, result and errors as `convert`'s."""
+    expected = expected_tensors(parts.config)
+    check_tensors(parts, expected, source)
+    planned = _planned(parts, config, expected)
     with finished_folder(out, needed_bytes=sum(tensor.size for tensor in planned.values())) as folder:
         write_shards(folder, planned, max_shard_bytes=config.max_shard_bytes, progress=progress)
         parts.config.architectures = [VisualWordLlavaForConditionalGeneration.__name__]
@@ -95,9 +103,12 @@ def expected_tensors(config: VisualWordLlavaConfig) -> dict[str, tuple[int, ...]
     return shapes
 
 
-def _plan(parts: Parts, config: ConvertConfig, source: Path) -> dict[str, Planned]:
-    """Every tensor to write, after all that can be wrong with them is known from headers alone."""
-    expected = expected_tensors(parts.config)
+def check_tensors(parts: Parts, expected: dict[str, tuple[int, ...]], source: str | Path) -> None:
+    """Compares names and shapes with those that the configuration asks for; only the VM head may be missing.
+
+    Raises:
+        ValueError: with the list of missing, unexpected and differently shaped tensors.
+    """
     if LM_HEAD not in expected and LM_HEAD in parts.tensors:
         _, name = parts.tensors.pop(LM_HEAD)
         parts.report.mapped.pop(name)
@@ -119,7 +130,6 @@ def _plan(parts: Parts, config: ConvertConfig, source: Path) -> dict[str, Planne
         vocabulary = any("embed_tokens" in line or "_head" in line for line in wrong)
         hint = f" (vocab_size there is {parts.config.text_config.vocab_size})" if vocabulary else ""
         raise ValueError(f"{source} holds tensors of another size than its config.json says{hint}: {'; '.join(wrong)}.")
-    return _planned(parts, config, expected)
 
 
 def _planned(parts: Parts, config: ConvertConfig, expected: dict[str, tuple[int, ...]]) -> dict[str, Planned]:

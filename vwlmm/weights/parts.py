@@ -100,7 +100,7 @@ def _flat(source: Source, wishes: Wishes) -> Parts:
     parts.add(source.weights, layouts.FLAT)
     if VM_HEAD in parts.tensors:
         parts.report.layout = "released VW-LMM"
-    return _join(parts, source.config, source.config, source.folder, wishes)
+    return join(parts, source.config, source.config, source.folder, wishes)
 
 
 def _projector(source: Source, wishes: Wishes) -> Parts:
@@ -115,11 +115,19 @@ def _projector(source: Source, wishes: Wishes) -> Parts:
     parts.add(open_weights(parts.folder), layouts.BARE_LANGUAGE_MODEL)
     deep = "multi_modal_projector.linear_2.weight" in parts.tensors
     released = {"mm_projector_type": "mlp2x_gelu" if deep else "linear", **source.config}
-    return _join(parts, released, read_json(parts.folder / "config.json"), source.folder, wishes)
+    return join(parts, released, read_json(parts.folder / "config.json"), source.folder, wishes)
 
 
-def _join(parts: Parts, released: dict[str, Any], llm: dict[str, Any], folder: Path, wishes: Wishes) -> Parts:
-    """Tower, configuration and processor of a checkpoint whose config.json is the LLM's with `mm_*` fields."""
+def join(parts: Parts, released: dict[str, Any], llm: dict[str, Any], folder: Path, wishes: Wishes) -> Parts:
+    """Tower, configuration and processor of a checkpoint whose config.json is the LLM's with `mm_*` fields.
+
+    Args:
+        parts: with the tensors found so far, and the tokenizer's folder.
+        released: the `mm_*` fields and the class.
+        llm: the LLM's fields.
+        folder: of the checkpoint, beside which a tower may lie.
+        wishes: what the caller says otherwise.
+    """
     has_tower = any(name.startswith("vision_tower.") for name in parts.tensors)
     tower = find_tower(
         wishes.vision_tower or released.get("mm_vision_tower"),
