@@ -16,6 +16,7 @@ COMMANDS = {
     "convert": ("vwlmm.commands.convert", "published VW-LMM and LLaVA checkpoints → a folder of ours"),
     "export": ("vwlmm.commands.export", "a plain LLaVA of transformers, or GGUF"),
     "merge": ("vwlmm.commands.merge", "LoRA adapters → a whole model"),
+    "publish": ("vwlmm.commands.publish", "a model on the Hub, with its card"),
     "data check": ("vwlmm.data.check", "find every bad row of a data file"),
     "data inspect": ("vwlmm.commands.inspect", "what the model reads and what is scored"),
     "score": ("vwlmm.commands.score", "score a finished answers file of a benchmark"),

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from vwlmm.flops import StepFlops, peak_flops
 from vwlmm.loading import load_model
+from vwlmm.models.checksums import write_checksums
 from vwlmm.trainable import LearningRates
 
 
@@ -147,6 +149,36 @@ class ObjectiveTrainer(Trainer):
         if peak is not None:
             speed["mfu"] = flops / seconds / peak / self.accelerator.num_processes
         return speed
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Publishes the run's folder as `vwlmm publish` does: model, card, curves; no optimiser state, no paths of this machine.
+
+        Returns the repository's address, on the first process; always waits for the upload.
+        """
+        from vwlmm.hub import PublishConfig, publish
+
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        folder = Path(str(self.args.output_dir))
+        self.state.save_to_json(str(folder / "trainer_state.json"))
+        write_checksums(folder)
+        config = PublishConfig(
+            private=bool(self.args.hub_private_repo if private is None else private),
+            revision=revision or self.args.hub_revision,
+            message=commit_message or "Publish with vwlmm",
+            model_only=True,
+            token=token or self.args.hub_token,
+        )
+        return publish(folder, self.args.hub_model_id or folder.resolve().name, config)[0]
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if self.is_fsdp_enabled or self.has_adapters:

@@ -218,6 +218,9 @@ def _arguments(recipe: Recipe) -> TrainingArguments:
         "logging_nan_inf_filter": False,
         "gradient_checkpointing_kwargs": {"use_reentrant": False} if given.get("gradient_checkpointing") else None,
     }
+    if given.get("push_to_hub"):
+        # Trainer's other ways upload the folder as it is, paths of this machine included.
+        defaults["hub_strategy"] = "end"
     if recipe.data.streaming:
         # accelerate would read on one rank and slice every tensor by rows, pixel_values among them.
         defaults["accelerator_config"] = {"dispatch_batches": False}
@@ -281,6 +284,9 @@ def _finish(trainer: ObjectiveTrainer, processor: Any, recipe: Recipe, metrics: 
         unfinished.write_text(json.dumps(metrics, indent=2) + "\n")
         os.replace(unfinished, output_dir / RESULT_FILE)
     trainer.accelerator.wait_for_everyone()
+    if trainer.args.push_to_hub:
+        trainer.push_to_hub()
+        trainer.accelerator.wait_for_everyone()
 
 
 def _first_difference(saved: Any, wanted: Any, path: str = "") -> str | None:

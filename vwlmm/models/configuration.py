@@ -68,6 +68,10 @@ class VisualWordLlavaConfig(LlavaConfig):
         output = super().to_dict()
         if self.is_plain_llava:
             output["model_type"] = LlavaConfig.model_type
+        for part in ("text_config", "vision_config"):
+            # Where a part was once read from is of no use in the folder, and a path of this machine.
+            if isinstance(output.get(part), dict):
+                output[part].pop("_name_or_path", None)
         return output
 
     @classmethod
