@@ -65,7 +65,8 @@ def gather(folder: Path, results: list[Path]) -> Facts:
         FileNotFoundError: no such results.
         ValueError: results that are none.
     """
-    stages, parts = [], {}
+    stages: list[Stage] = []
+    parts: dict[str, str] = {}
     current: Path | None = folder
     seen: set[Path] = set()
     while current is not None and current not in seen and (current / "recipe.yaml").is_file():

@@ -161,7 +161,7 @@ def _upload(staged: Path, repo: str, config: PublishConfig, token: str) -> str:
 
 def _reason(problem: BaseException) -> str:
     """The first telling line of an error and of the one behind it, with nothing of a token."""
-    lines = []
+    lines: list[str] = []
     current: BaseException | None = problem
     while current is not None and len(lines) < 2:
         told = next((line.strip() for line in str(current).splitlines() if line.strip()), type(current).__name__)

@@ -108,7 +108,9 @@ class VisualWordLlavaForConditionalGeneration(LlavaForConditionalGeneration):
             self.vm_head = as_loss_head(self._get_resized_lm_head(self.vm_head, vocab, mean_resizing=mean_resizing))
         return words
 
-    def save_pretrained(self, save_directory: Any, is_main_process: bool = True, **kwargs: Any) -> None:
+    def save_pretrained(  # type: ignore[override]  # the other arguments go through as they are
+        self, save_directory: Any, is_main_process: bool = True, **kwargs: Any
+    ) -> None:
         """As in transformers, with the sums of the weight files beside them, so that damage is found when they are loaded."""
         super().save_pretrained(save_directory, is_main_process, **kwargs)
         if is_main_process:

@@ -36,8 +36,8 @@ def open_source(source: str | Path) -> Source:
     """
     path = Path(source)
     if path.is_file():
-        config = path.parent / "config.json"
-        return Source("projector", path.parent, read_json(config) if config.is_file() else {}, open_weights(path))
+        beside = path.parent / "config.json"
+        return Source("projector", path.parent, read_json(beside) if beside.is_file() else {}, open_weights(path))
     path = local_folder(source, "The checkpoint to convert")
     if (path / "adapter_config.json").is_file():
         raise ValueError(f"{path} holds LoRA adapters, no whole model: `vwlmm merge {path} OUT` makes one of them.")

@@ -60,8 +60,9 @@ def _proto(model_file: Path) -> Any:
     from google.protobuf.message import DecodeError
     from sentencepiece import sentencepiece_model_pb2
 
+    messages: Any = sentencepiece_model_pb2
     try:
-        return sentencepiece_model_pb2.ModelProto.FromString(model_file.read_bytes())
+        return messages.ModelProto.FromString(model_file.read_bytes())
     except DecodeError:
         raise ValueError(f"{model_file} is no SentencePiece model, or damaged. Fetch it again.") from None
 

@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -79,7 +80,7 @@ def _write_file(path: Path, shard: dict[str, Planned], written: Callable[[int], 
             if tuple(tensor.shape) != planned.shape:
                 raise AssertionError(f"{name}: planned {planned.shape}, made {tuple(tensor.shape)}")
             tensor = tensor.detach().to(planned.dtype).contiguous()
-            data = memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+            data = memoryview(cast(Any, tensor.reshape(-1).view(torch.uint8).numpy()))
             file.write(data)
             digest.update(data)
             written(len(data))
