@@ -161,7 +161,8 @@ def main() -> None:
         scratch = Path(name)
         (scratch / "in").mkdir()
         # In a process of its own: what it held would count as ours.
-        code = f"import convert, pathlib; print(convert.write_checkpoint(pathlib.Path({str(scratch / 'in')!r}), {args.scale}, {args.zeros}))"
+        place = str(scratch / "in")
+        code = f"from convert import *; print(write_checkpoint(Path({place!r}), {args.scale}, {args.zeros}))"
         done = subprocess.run(
             [sys.executable, "-c", code], cwd=Path(__file__).parent, check=True, capture_output=True, text=True
         )
