@@ -114,3 +114,14 @@ def test_adapters_of_an_unknown_model_say_so(tmp_path):
     assert has_vm_head(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"LoRA adapters to the model in .*gone.*put it back"):
         load_model(tmp_path)
+
+
+def test_a_published_checkpoint_is_told_to_be_converted_first(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "llava", "hidden_size": 64}')
+    with pytest.raises(ValueError, match=f"`vwlmm convert {tmp_path} OUT`"):
+        load_model(tmp_path)
+
+
+def test_a_model_of_another_kind_is_not_taken_for_a_llava(parts):
+    with pytest.raises(ValueError, match="is a 'llama' model: expected a LLaVA"):
+        load_model(parts / "llm")

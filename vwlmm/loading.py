@@ -16,6 +16,7 @@ from vwlmm.embedded import resolve
 from vwlmm.models import VisualWordLlavaConfig, VisualWordLlavaForConditionalGeneration
 from vwlmm.weights.check import check_folder
 from vwlmm.weights.reading import open_file
+from vwlmm.weights.sources import read_json
 
 VM_HEAD = "vm_head.weight"
 
@@ -53,6 +54,8 @@ def load_model(
         return _load_adapter(source, Path(adapter), dtype, device, require_vm_head, overrides)
     if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
         raise FileNotFoundError(f"{source} holds no config.json, so it is not a model folder.")
+    if Path(source).is_dir():
+        _check_kind(Path(source))
     damaged = check_folder(source) if Path(source).is_dir() else []
     loaded: Any = VisualWordLlavaForConditionalGeneration.from_pretrained(
         source, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **overrides
@@ -82,6 +85,21 @@ def load_model(
         raise ValueError(also.strip())
     processor = AutoProcessor.from_pretrained(source)
     return model.to(_device(device)), processor
+
+
+def _check_kind(folder: Path) -> None:
+    """Stops before a folder of another kind is taken for a LLaVA of LLaVA's default size, 7B."""
+    config = read_json(folder / "config.json")
+    kind = config.get("model_type")
+    if kind not in ("llava", "visual_word_llava"):
+        raise ValueError(
+            f"{folder} is a {kind!r} model: expected a LLaVA with or without a VM head (model_type llava)."
+        )
+    if "text_config" not in config and "hidden_size" in config:
+        raise ValueError(
+            f"{folder} is a checkpoint as LLaVA-1.5 or VW-LMM published it: `vwlmm convert {folder} OUT` makes a folder of it "
+            "that every command reads."
+        )
 
 
 def _load_adapter(

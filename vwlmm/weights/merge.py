@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from vwlmm.config import DTYPES
 from vwlmm.loading import load_model
 from vwlmm.weights.convert import ConvertConfig, convert_parts
 from vwlmm.weights.folder import finished_folder
@@ -44,6 +45,8 @@ def merge(
         FileNotFoundError, FileExistsError, OSError: as `vwlmm.weights.convert.convert`.
         ValueError: no adapters, or ones that do not fit their base, with the list.
     """
+    if dtype not in ("auto", *DTYPES):
+        raise ValueError(f"dtype is auto, {', '.join(DTYPES)}: got {dtype!r}.")
     folder = local_folder(adapter, "The adapters")
     if not (folder / ADAPTER_CONFIG).is_file():
         raise ValueError(f"{folder} holds no {ADAPTER_CONFIG}, so there is nothing to merge: expected LoRA adapters.")

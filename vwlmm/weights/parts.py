@@ -75,7 +75,7 @@ def _nested(source: Source, wishes: Wishes) -> Parts:
     if wishes.pseudo_image_features is not None:
         parts.config.pseudo_image_features = wishes.pseudo_image_features
     try:
-        processor = parts.processor = AutoProcessor.from_pretrained(source.folder)
+        processor = parts.processor = AutoProcessor.from_pretrained(source.folder, trust_remote_code=False)
     except (OSError, ValueError, TypeError) as problem:
         raise ValueError(f"{source.folder} holds no processor that transformers reads: {problem}") from None
     # Older llava-hf folders leave the counting of image tokens to the model.
@@ -100,6 +100,10 @@ def _flat(source: Source, wishes: Wishes) -> Parts:
     parts.add(source.weights, layouts.FLAT)
     if VM_HEAD in parts.tensors:
         parts.report.layout = "released VW-LMM"
+        pseudo = "on" if configs.is_pseudo_image(source.config) else "off"
+        told = "" if wishes.pseudo_image_features is None else ", overruled by --pseudo-image-features"
+        classes = ", ".join(map(str, source.config.get("architectures") or []))
+        parts.report.notes.append(f"pseudo-image features: {pseudo}, by the checkpoint's class {classes}{told}")
     return join(parts, source.config, source.config, source.folder, wishes)
 
 

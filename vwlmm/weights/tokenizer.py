@@ -53,7 +53,7 @@ def _loaded(folder: Path, model_file: Path) -> Any:
     if model_file.is_file():
         # Not AutoTokenizer: it goes by config.json, whose model_type "llava" means another model to it.
         return LlamaTokenizer.from_pretrained(folder)
-    return AutoTokenizer.from_pretrained(folder)
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
 def _proto(model_file: Path) -> Any:

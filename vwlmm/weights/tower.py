@@ -67,7 +67,7 @@ def find_tower(name: str | Path | None, *, source: Path, image_aspect_ratio: str
 def _from_folder(folder: Path, image_aspect_ratio: str | None) -> Tower:
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(folder)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     config = getattr(config, "vision_config", config)
     if config.model_type != "clip_vision_model":
         raise ValueError(f"{folder} is a {config.model_type!r} tower: these checkpoints are made with CLIP towers.")
