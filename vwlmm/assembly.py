@@ -41,6 +41,8 @@ def assemble(
     projector_patch_merge: int = 1,
     projector_norm: bool = False,
     pseudo_image_features: bool = False,
+    contextual_text: bool = False,
+    keep_class_token: bool = False,
     vision_feature_layer: int = -2,
     image_aspect_ratio: str | None = None,
     dtype: torch.dtype = torch.float32,
@@ -51,7 +53,9 @@ def assemble(
         vision_tower, language_model: hub ids or folders that `AutoModel` and `AutoModelForCausalLM` read.
         chat_template: a name of `vwlmm.data.templates.CHAT_TEMPLATES`, or a Jinja template with `{% generation %}` spans.
         vm_head_init: `random` (the released code), `lm_head` or `word_embeddings` (copies of those tables).
-        projector_type, projector_patch_merge, projector_norm, pseudo_image_features: see `VisualWordLlavaConfig`.
+        projector_type, projector_patch_merge, projector_norm, pseudo_image_features, contextual_text: see
+            `VisualWordLlavaConfig`.
+        keep_class_token: project the tower's class token too, as VLAP does; LLaVA leaves it out.
         vision_feature_layer: the hidden state of the tower that is projected; −2 in LLaVA.
         image_aspect_ratio: `pad` pads to a square with the mean colour (LLaVA-1.5); None leaves the processor as it is.
         dtype: of the weights.
@@ -72,6 +76,8 @@ def assemble(
         projector_patch_merge=projector_patch_merge,
         projector_norm=projector_norm,
         pseudo_image_features=pseudo_image_features,
+        contextual_text=contextual_text,
+        keep_class_token=keep_class_token,
         vision_feature_layer=vision_feature_layer,
         image_aspect_ratio=image_aspect_ratio,
     )
@@ -83,6 +89,8 @@ def assemble(
         model.resize_token_embeddings(len(processor.tokenizer))
     initialise_vm_head(model, vm_head_init)  # last, so that a copied table is copied with the new word
     model.generation_config = llm.generation_config
+    if contextual_text:
+        model.generation_config.use_cache = False
     return model, processor
 
 
@@ -95,16 +103,20 @@ def configure(
     projector_patch_merge: int = 1,
     projector_norm: bool = False,
     pseudo_image_features: bool = False,
+    contextual_text: bool = False,
+    keep_class_token: bool = False,
     vision_feature_layer: int = -2,
     image_aspect_ratio: str | None = None,
 ) -> tuple[VisualWordLlavaConfig, LlavaProcessor]:
     """Configuration and processor of the model that `assemble` makes of the same arguments; loads no weights."""
+    _check_decoder(str(language_model))
     processor, prefix_tokens, num_patches = make_processor(
         vision_tower,
         language_model,
         chat_template=chat_template,
         projector_patch_merge=projector_patch_merge,
         image_aspect_ratio=image_aspect_ratio,
+        keep_class_token=keep_class_token,
     )
     config = VisualWordLlavaConfig(
         vision_config=_tower(str(vision_tower))[1],
@@ -112,11 +124,12 @@ def configure(
         image_token_index=processor.image_token_id,
         image_seq_length=num_patches // projector_patch_merge**2,
         vision_feature_layer=vision_feature_layer,
-        vision_feature_select_strategy="default" if prefix_tokens else "full",
+        vision_feature_select_strategy="default" if prefix_tokens and not keep_class_token else "full",
         projector_type=projector_type,  # type: ignore[arg-type]  # the configuration checks it
         projector_patch_merge=projector_patch_merge,
         projector_norm=projector_norm,
         pseudo_image_features=pseudo_image_features,
+        contextual_text=contextual_text,
     )
     return config, processor
 
@@ -128,6 +141,7 @@ def make_processor(
     chat_template: str,
     projector_patch_merge: int = 1,
     image_aspect_ratio: str | None = None,
+    keep_class_token: bool = False,
 ) -> tuple[LlavaProcessor, int, int]:
     """The processor of a new model, how many tokens its tower puts before the patches, and its patches; loads no weights."""
     tokenizer = _tokenizer(str(language_model), chat_template)
@@ -136,12 +150,17 @@ def make_processor(
     pixels = image_processor(images=blank, return_tensors="pt")["pixel_values"]
     tower_class, tower_config = _tower(str(vision_tower))
     prefix_tokens, num_patches = _tower_tokens(tower_class, tower_config, pixels)
+    if keep_class_token and (prefix_tokens != 1 or projector_patch_merge > 1):
+        raise ValueError(
+            f"keep_class_token needs a tower with one class token and no patch merging, got {prefix_tokens} tokens before the "
+            f"patches and projector_patch_merge {projector_patch_merge}."
+        )
     processor = LlavaProcessor(
         image_processor=image_processor,
         tokenizer=tokenizer,
         # A token stands for a square of merged patches: to the processor that is one larger patch.
         patch_size=tower_config.patch_size * projector_patch_merge,
-        vision_feature_select_strategy="default" if prefix_tokens else "full",
+        vision_feature_select_strategy="default" if prefix_tokens and not keep_class_token else "full",
         num_additional_image_tokens=1 if prefix_tokens else 0,
         chat_template=tokenizer.chat_template,
     )
@@ -166,6 +185,15 @@ def _gathered(parameters: list[Any]) -> Any:
     import deepspeed
 
     return deepspeed.zero.GatheredParameters(list({id(p): p for p in parameters}.values()), modifier_rank=0)
+
+
+def _check_decoder(language_model: str) -> None:
+    config = AutoConfig.from_pretrained(language_model)
+    if config.is_encoder_decoder:
+        raise ValueError(
+            f"model.language_model {language_model} is an encoder and a decoder ({config.model_type}); a decoder LLM was expected, "
+            "in which pictures and answer stand in one sequence: OPT, Llama, Mistral, Qwen, GPT-NeoX, …"
+        )
 
 
 def _tower(source: str) -> tuple[type[PreTrainedModel], PreTrainedConfig]:

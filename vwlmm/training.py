@@ -47,7 +47,10 @@ def run(recipe: Recipe) -> Path:
     arguments = _arguments(recipe)
     checkpoint = _checkpoint(recipe) if recipe.training.get("resume", "auto") == "auto" else None
     set_seed(arguments.seed)
+    objective = recipe.objective_object()
     model, processor = build_model(recipe.model, quantize=recipe.lora.quantize if recipe.lora else None)
+    if hasattr(objective, "prepare"):  # one that compares with words has to know the tokenizer's
+        objective.prepare(processor.tokenizer)
     model, rates = _learners(model, recipe)
     for path in (recipe.data.path, recipe.data.validation_path, recipe.data.images):
         resolve(Path(path or "").parent)  # a file of the embedded data is prepared on first use
@@ -57,7 +60,7 @@ def run(recipe: Recipe) -> Path:
     trainer = ObjectiveTrainer(
         model=model,
         args=arguments,
-        objective=recipe.objective_object(),
+        objective=objective,
         rates=rates,
         train_dataset=train,
         eval_dataset=validation,
@@ -129,6 +132,8 @@ def build_model(config: ModelConfig, *, quantize: str | None = None) -> tuple[An
             projector_patch_merge=config.projector_patch_merge,
             projector_norm=config.projector_norm,
             pseudo_image_features=bool(config.pseudo_image_features),
+            contextual_text=config.contextual_text,
+            keep_class_token=config.keep_class_token,
             vision_feature_layer=config.vision_feature_layer,
             image_aspect_ratio=config.image_aspect_ratio,
             dtype=dtype,
@@ -167,6 +172,7 @@ def build_processor(config: ModelConfig) -> Any:
         chat_template=config.chat_template,
         projector_patch_merge=config.projector_patch_merge,
         image_aspect_ratio=config.image_aspect_ratio,
+        keep_class_token=config.keep_class_token,
     )[0]
 
 

@@ -20,6 +20,6 @@ def main(args: argparse.Namespace) -> int:
     recipe = read_recipe(args.recipe, args.overrides)
     processor = build_processor(recipe.model)
     rows, _ = load_datasets(recipe.data, processor, seed=int(recipe.training.get("seed", 42)))
-    scored = bool(recipe.objective_object().config.weights["vm"])
+    scored = bool(recipe.objective_object().config.weights.get("vm"))
     print(inspect_rows(rows, processor, num_rows=args.rows, visual_words=scored))
     return 0

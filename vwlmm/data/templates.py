@@ -96,12 +96,25 @@ _PLAIN = (
     + "{% endfor %}"
 )
 
+# VLAP and LiMBeR: the picture, "A picture of", and the caption, whose end token is learned with it.
+_CAPTION = (
+    _TEXT
+    + "{{ bos_token }}{% for turn in messages %}{% if turn.role == 'user' %}"
+    + "{% set images = text(turn.content).count('<image>') %}"
+    + "{% if images != 1 %}{{ raise_exception('the caption format is for one picture and its caption') }}{% endif %}"
+    + "<image>A picture of"
+    + "{% elif turn.role == 'assistant' %}{% generation %} {{ text(turn.content) ~ eos_token }}{% endgeneration %}"
+    + _OTHER
+    + "{% endfor %}"
+)
+
 CHAT_TEMPLATES: dict[str, str] = {
     "vicuna_v1": _VICUNA_V1,
     "mistral": _MISTRAL,
     "llama_2": _LLAMA_2,
     "chatml": _CHATML,
     "plain": _PLAIN,
+    "caption": _CAPTION,
 }
 
 SAMPLE: list[Message] = [

@@ -19,6 +19,8 @@ class VisualWordLlavaConfig(LlavaConfig):
         projector_norm: standardise every channel of the vision features before the projector, by the mean and deviation
             measured on the first training pictures, and normalise its output, which starts at the size of the word
             embeddings. Off in LLaVA; a small LLM, or a tower read at a middle layer, learns faster with it.
+        contextual_text: feed the LLM its own last hidden states of the text in place of word embeddings, as VLAP's released
+            code does. Every generated word then needs the whole text read again, without a cache.
 
     On disk the `model_type` is `llava`, and plain transformers reads the folder as an ordinary LLaVA, whenever that LLaVA
     gives the same logits (`is_plain_llava`). Otherwise it is `visual_word_llava`, so that a program which does not know
@@ -35,6 +37,7 @@ class VisualWordLlavaConfig(LlavaConfig):
     projector_type: Literal["mlp2x_gelu", "linear"] = "mlp2x_gelu"
     projector_patch_merge: int = 1
     projector_norm: bool = False
+    contextual_text: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
@@ -54,6 +57,7 @@ class VisualWordLlavaConfig(LlavaConfig):
         """True when transformers' own LlavaForConditionalGeneration gives the same logits from the same folder."""
         return (
             not self.pseudo_image_features
+            and not self.contextual_text
             and self.projector_type == "mlp2x_gelu"
             and self.projector_patch_merge == 1
             and not self.projector_norm

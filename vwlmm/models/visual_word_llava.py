@@ -22,11 +22,16 @@ from vwlmm import functional
 from vwlmm.models.checksums import write_checksums
 from vwlmm.models.configuration import VisualWordLlavaConfig
 from vwlmm.models.heads import LossHead, WordEmbedding, as_loss_head, as_word_embedding
+from vwlmm.models.pairs import caption_states, check_pairs, gather_text, put, take
 from vwlmm.models.projector import VisualWordProjector
 
 
 class HeadObjective(Protocol):
-    """What this model asks of an objective: which positions carry which term, and the terms from rows and both heads."""
+    """What this model asks of an objective: which positions carry which term, and the terms from rows and tables.
+
+    An objective whose positions name `vm` gets rows for LM head and VM head; one that names `pairs` gets the pictures and
+    captions of those rows, with LM head and word embeddings, and says in `captions` what a caption's states are.
+    """
 
     def positions(self, labels: Tensor, is_image: Tensor, attention_mask: Tensor) -> dict[str, Tensor]: ...
 
@@ -151,10 +156,14 @@ class VisualWordLlavaForConditionalGeneration(LlavaForConditionalGeneration):
                 input_ids, pixel_values, attention_mask, labels, objective, num_items, kwargs
             )
         image_token_in_tables = self.config.image_token_id < self.config.text_config.vocab_size
-        if pixel_values is not None and (self.config.pseudo_image_features or not image_token_in_tables):
+        own_embeddings = self.config.pseudo_image_features or self.config.contextual_text or not image_token_in_tables
+        if own_embeddings and (pixel_values is not None or self.config.contextual_text):
             if input_ids is None:
                 raise ValueError("Pictures are placed by the image tokens of input_ids: pass those with pixel_values.")
-            kwargs["inputs_embeds"] = self._embed(input_ids, pixel_values)[1]
+            cache = kwargs.get("past_key_values")
+            if self.config.contextual_text and cache is not None and cache.get_seq_length():
+                raise ValueError("contextual_text reads the whole text anew for every word: generate with use_cache=False.")
+            kwargs["inputs_embeds"] = self._embed(input_ids, pixel_values, attention_mask)[1]
             input_ids = pixel_values = None
         return super().forward(
             input_ids=input_ids,
@@ -204,27 +213,35 @@ class VisualWordLlavaForConditionalGeneration(LlavaForConditionalGeneration):
         num_items: dict[str, Tensor] | None,
         kwargs: dict[str, Any],
     ) -> VisualWordLlavaOutput:
-        features, embeddings = self._embed(input_ids, pixel_values)
+        features, embeddings = self._embed(input_ids, pixel_values, attention_mask)
         kwargs.setdefault("use_cache", False)
         hidden = self.model.language_model(inputs_embeds=embeddings, attention_mask=attention_mask, **kwargs)[0]
         masks = self._masks(input_ids, attention_mask, labels)
         positions = objective.positions(*masks)
         is_image = masks[1]
-        # Logits at t are about t + 1. Features lie in reading order, one for each image token.
-        visual = torch.zeros_like(is_image)
-        visual[:, 1:] = positions["vm"]
         text_labels = labels[:, 1:][positions["lm"]]
-        rows = {
-            "text_hidden": hidden[:, :-1][positions["lm"]],
-            "visual_hidden": hidden[:, :-1][positions["vm"]],
-            "visual_features": features[visual[is_image]],
-        }
-        sums = self._both_heads(objective, text_labels, **rows)
+        text_hidden = hidden[:, :-1][positions["lm"]]
+        if "pairs" in positions:
+            images = 0 if pixel_values is None else len(pixel_values)
+            pairs = self._pairs(input_ids, masks, positions["pairs"], features, images, objective)
+            sums = self._head_and_words(objective, text_labels, text_hidden, *pairs)
+        else:
+            # Logits at t are about t + 1. Features lie in reading order, one for each image token.
+            visual = torch.zeros_like(is_image)
+            visual[:, 1:] = positions["vm"]
+            rows = {
+                "text_hidden": text_hidden,
+                "visual_hidden": hidden[:, :-1][positions["vm"]],
+                "visual_features": features[visual[is_image]],
+            }
+            sums = self._both_heads(objective, text_labels, **rows)
         counts = {name: mask.sum() for name, mask in positions.items()} if num_items is None else num_items
         loss, terms = objective.combine(sums, counts)
         return VisualWordLlavaOutput(loss=loss, terms=terms)
 
-    def _embed(self, input_ids: Tensor, pixel_values: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _embed(
+        self, input_ids: Tensor, pixel_values: Tensor | None, attention_mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """The projector's features `[image tokens, hidden]` and the LLM's input embeddings `[batch, seq, hidden]`.
 
         A batch without images sends a blank one through tower, projector and VM head and uses none of it: every rank
@@ -236,6 +253,8 @@ class VisualWordLlavaForConditionalGeneration(LlavaForConditionalGeneration):
             raise ValueError(f"The batch has {int(is_image.sum())} image tokens and no pixel_values: pass the images.")
         # An image token may lie outside the tables (published checkpoints keep 32,000 words); its embedding is replaced.
         words = self.get_input_embeddings()(input_ids.masked_fill(is_image, 0))
+        if self.config.contextual_text:
+            words = self._in_context(words, self._masks(input_ids, attention_mask, input_ids)[2] & ~is_image)
         pixels = words.new_zeros(self._blank_image_shape()) if pixel_values is None or blank else pixel_values
         features = torch.cat(self.get_image_features(pixels, return_dict=True).pooler_output)
         given = self.pseudo_image_features(features) if self.config.pseudo_image_features else features
@@ -247,6 +266,44 @@ class VisualWordLlavaForConditionalGeneration(LlavaForConditionalGeneration):
                 f"({len(pixels)} images): the processor and the model count the tokens of an image differently."
             )
         return features, words.masked_scatter(is_image.unsqueeze(-1), given.to(words.dtype))
+
+    def _text_states(self, embeddings: Tensor, attended: Tensor) -> Tensor:
+        """The LLM's last hidden states of text alone, `[batch, seq, hidden]`, padded on the right."""
+        return self.model.language_model(
+            inputs_embeds=embeddings, attention_mask=attended.long(), use_cache=False
+        ).last_hidden_state
+
+    def _in_context(self, embeddings: Tensor, is_text: Tensor) -> Tensor:
+        """The text's embeddings replaced by its last hidden states, read as one text without the pictures between."""
+        places, valid = gather_text(is_text)
+        with torch.no_grad():
+            states = self._text_states(take(embeddings, places), valid)
+        return put(embeddings, places, valid, states)
+
+    def _pairs(
+        self,
+        input_ids: Tensor,
+        masks: tuple[Tensor, Tensor, Tensor],
+        pairs: Tensor,
+        features: Tensor,
+        images: int,
+        objective: Any,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Features `[pairs, patches, hidden]`, caption states and caption ids `[pairs, length(, hidden)]` of the pairs."""
+        labels, is_image, attended = masks
+        is_caption = (labels != -100) & attended & ~is_image
+        patches = len(features) // images if images else 1
+        check_pairs(is_image, is_caption, pairs, patches)
+        # Every row, with a picture or not: ranks of a sharded run call the LLM equally often.
+        states, ids = caption_states(
+            input_ids,
+            is_caption,
+            self.get_input_embeddings(),
+            self._text_states if objective.captions == "contextual" else None,
+            self.config.text_config.bos_token_id,
+        )
+        paired = features[pairs[:, None].expand_as(is_image)[is_image]].view(-1, patches, features.shape[-1])
+        return paired, states[pairs], ids[pairs]
 
     def _blank_image_shape(self) -> tuple[int, int, int, int]:
         """`[1, channels, height, width]` of an image as the processor makes it, at most as large as the tower's own."""
@@ -274,6 +331,34 @@ class VisualWordLlavaForConditionalGeneration(LlavaForConditionalGeneration):
             )
 
         return self.lm_head(rows["text_hidden"], rows["visual_hidden"], rows["visual_features"], use=inside_lm_head)
+
+
+    def _head_and_words(
+        self, objective: HeadObjective, text_labels: Tensor, text_hidden: Tensor, image: Tensor, states: Tensor, ids: Tensor
+    ) -> Sums:
+        """Calls the objective inside the forwards of LM head and word embeddings, rows positional."""
+        words = self.get_input_embeddings()
+        if not isinstance(words, WordEmbedding):
+            raise ValueError(
+                f"Assignments read the rows of a plain word-embedding table; this LLM has a {type(words).__name__}."
+            )
+
+        def inside_lm_head(lm_weight: Tensor, text: Tensor, image: Tensor) -> Sums:
+            return words(
+                image,
+                text,
+                use=lambda table, image, text: objective(
+                    lm_weight=lm_weight,
+                    words=table,
+                    text_hidden=text,
+                    text_labels=text_labels,
+                    image_features=image,
+                    caption_states=states,
+                    caption_ids=ids,
+                ),
+            )
+
+        return self.lm_head(text_hidden, image, use=inside_lm_head)
 
 
 # A class from outside transformers gets no renaming of LLaVA's old keys, and would load a random LM head without this.
