@@ -18,6 +18,7 @@ COMMANDS = {
     "merge": ("vwlmm.commands.merge", "LoRA adapters → a whole model"),
     "publish": ("vwlmm.commands.publish", "a model on the Hub, with its card"),
     "data check": ("vwlmm.data.check", "find every bad row of a data file"),
+    "data word-prior": ("vwlmm.commands.word_prior", "how often each word stands in the training captions, for VLAP"),
     "data inspect": ("vwlmm.commands.inspect", "what the model reads and what is scored"),
     "score": ("vwlmm.commands.score", "score a finished answers file of a benchmark"),
 }

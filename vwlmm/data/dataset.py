@@ -113,6 +113,10 @@ class RowDataset(Dataset):
     def __getitem__(self, index: int) -> Example:
         return self.encoder.example(self.records[int(self.rows[index])])
 
+    def raw_records(self) -> Iterator[Record]:
+        """The rows as they lie in the file, in order: for counting their words without opening a picture."""
+        return (self.records[int(row)] for row in self.rows)
+
     def encoded(self, index: int) -> EncodedRow:
         """One row's ids and labels with its images unopened: for inspection.
 
@@ -152,6 +156,10 @@ class StreamedRowDataset(IterableDataset):
     def __iter__(self) -> Iterator[Example]:
         for record in self._share():
             yield self.encoder.example(record)
+
+    def raw_records(self) -> Iterator[Record]:
+        """The rows as they lie in the source, in order: for counting their words without opening a picture."""
+        return self._share()
 
     def encoded_rows(self) -> Iterator[EncodedRow]:
         """Ids and labels row by row with images unopened: for inspection.

@@ -160,7 +160,11 @@ def logsumexp_over_ranks(values: Tensor) -> Tensor:
 
 
 class _WordScores:
-    """Cosines of rows to words, a tile of words at a time: `scores(start, stop)` is `[rows, stop − start]`."""
+    """Cosines of rows to words, a tile of words at a time: `scores(start, stop)` is `[rows, stop − start]`.
+
+    Args:
+        keep: make all of them once; else each call multiplies again.
+    """
 
     def __init__(self, rows: Tensor, words: Tensor, is_word: Tensor | None, *, keep: bool) -> None:
         self.dtype = torch.float64 if rows.dtype == torch.float64 else torch.float32
@@ -178,10 +182,11 @@ class _WordScores:
     def tiles(self) -> Iterator[tuple[int, int]]:
         return ranges(len(self.words), TILE_WORDS)
 
-    def __call__(self, start: int, stop: int) -> Tensor:
+    def __call__(self, start: int, stop: int, first: int | None = None) -> Tensor:
+        """Of the `first` rows, or of all."""
         if self.kept is not None:
-            return self.kept[:, start:stop]
-        scores = self.rows @ self.words[start:stop].to(self.dtype).t()
+            return self.kept[:first, start:stop]
+        scores = self.rows[:first] @ self.words[start:stop].to(self.dtype).t()
         scores *= self.inverse_length[start:stop]
         if self.is_word is not None:
             scores.masked_fill_(~self.is_word[start:stop], NOT_A_WORD)
@@ -254,10 +259,12 @@ def _swapped_prediction(
     """The four sums of `AssignmentTerms`, and the gradient of the first by `image`."""
     pairs = len(image)
     earlier = (image[:0], text[:0]) if past is None else past
-    all_rows = [torch.cat([now, before.to(now)]) for now, before in zip((image, text), earlier, strict=True)]
+    # Past images matter to the assignments of images alone.
+    image_rows = torch.cat([image, earlier[0].to(image)]) if both_directions else image
+    text_rows = torch.cat([text, earlier[1].to(text)])
     budget = KEPT_BYTES.get(image.device.type, KEPT_BYTES["cuda"])
-    keep = 2 * len(all_rows[0]) * len(words) * 4 <= budget
-    image_scores, text_scores = (_WordScores(rows, words, is_word, keep=keep) for rows in all_rows)
+    keep = (len(image_rows) + len(text_rows)) * len(words) * 4 <= budget
+    image_scores, text_scores = (_WordScores(rows, words, is_word, keep=keep) for rows in (image_rows, text_rows))
     text_solution = _solve(text_scores, log_prior, assignment, over_ranks, temperature)
     if both_directions:
         image_solution = _solve(image_scores, log_prior, assignment, over_ranks, temperature)
@@ -269,17 +276,16 @@ def _swapped_prediction(
     gradient = torch.zeros_like(unit)
     best = _Best(unit), _Best(unit)
     for start, stop in image_scores.tiles():
-        image_logits = image_scores(start, stop)[:pairs] / temperature
-        target = _target(text_scores(start, stop)[:pairs], text_solution, assignment, start, stop, pairs)
-        log_p = image_logits - image_solution[2][:pairs, None]
+        image_tile, text_tile = image_scores(start, stop, pairs), text_scores(start, stop, pairs)
+        target = _target(text_tile, text_solution, assignment, start, stop)
+        log_p = image_tile / temperature - image_solution[2][:pairs, None]
         sums[0] -= (target * log_p).sum()
         sums[2] += torch.special.entr(target).sum()
         best[0].see(log_p, start), best[1].see(target, start)
         gradient += (log_p.exp() - target) @ image_scores.directions(start, stop)
         if both_directions:
-            target = _target(image_scores(start, stop)[:pairs], image_solution, assignment, start, stop, pairs)
-            text_logits = text_scores(start, stop)[:pairs] / temperature
-            sums[1] -= (target * (text_logits - text_solution[2][:pairs, None])).sum()
+            target = _target(image_tile, image_solution, assignment, start, stop)
+            sums[1] -= (target * (text_tile / temperature - text_solution[2][:pairs, None])).sum()
     gradient /= temperature
     # Back through the division by the row's length.
     length = image.to(unit).norm(dim=-1, keepdim=True).clamp(min=1e-12)
@@ -292,11 +298,11 @@ _ONLY_NORMALISE = Assignment(mode="released", iterations=1)
 
 
 def _target(
-    scores: Tensor, solution: tuple[Tensor, Tensor, Tensor], assignment: Assignment, start: int, stop: int, pairs: int
+    scores: Tensor, solution: tuple[Tensor, Tensor, Tensor], assignment: Assignment, start: int, stop: int
 ) -> Tensor:
-    """The assignments of the batch's own rows to the words of a tile, `[pairs, stop − start]`."""
+    """The assignments of the first rows to the words of a tile, as many as there are scores."""
     by_word, by_row, _ = solution
-    return (scores / assignment.epsilon + by_row[:pairs, None] + by_word[start:stop]).exp()
+    return (scores / assignment.epsilon + by_row[: len(scores), None] + by_word[start:stop]).exp()
 
 
 class _Best:
