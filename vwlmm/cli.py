@@ -17,6 +17,7 @@ COMMANDS = {
     "export": ("vwlmm.commands.export", "a plain LLaVA of transformers, or GGUF"),
     "merge": ("vwlmm.commands.merge", "LoRA adapters → a whole model"),
     "publish": ("vwlmm.commands.publish", "a model on the Hub, with its card"),
+    "arithmetic": ("vwlmm.commands.arithmetic", "nearest words and a caption of a sum of pictures"),
     "data check": ("vwlmm.data.check", "find every bad row of a data file"),
     "data word-prior": ("vwlmm.commands.word_prior", "how often each word stands in the training captions, for VLAP"),
     "data inspect": ("vwlmm.commands.inspect", "what the model reads and what is scored"),

@@ -34,7 +34,9 @@ class ModelConfig:
     projector_patch_merge: int = 1  # 2: one image token for 2×2 patches
     projector_norm: bool = False  # LayerNorm over the vision features before the projector
     contextual_text: bool = False  # feed the LLM its own states of the text (VLAP's released code); not with init_from
-    keep_class_token: bool = False  # project the tower's class token too (VLAP), which LLaVA leaves out; not with init_from
+    keep_class_token: bool = (
+        False  # project the tower's class token too (VLAP), which LLaVA leaves out; not with init_from
+    )
     pseudo_image_features: bool | None = None  # feed the LLM mixtures of word embeddings; None: as init_from says
     vision_feature_layer: int = -2  # hidden state of the tower
     image_aspect_ratio: str | None = None  # pad: to a square with the mean colour (LLaVA-1.5)

@@ -326,7 +326,9 @@ def _log_prior(words: Tensor, assignment: Assignment, prior: Tensor | None, is_w
     if assignment.mode == "sinkhorn_uniform":
         prior = torch.ones(len(words), dtype=dtype, device=words.device)
     elif prior is None:
-        raise ValueError(f"Assignments of mode {assignment.mode!r} need a prior: count one with `vwlmm data word-prior`.")
+        raise ValueError(
+            f"Assignments of mode {assignment.mode!r} need a prior: count one with `vwlmm data word-prior`."
+        )
     if prior.shape != words.shape[:1]:
         raise ValueError(
             f"The prior has {tuple(prior.shape)} masses and the LLM {len(words)} words: it was counted with another "
@@ -337,7 +339,9 @@ def _log_prior(words: Tensor, assignment: Assignment, prior: Tensor | None, is_w
         prior = prior * is_word
     total = prior.sum()
     if not (float(prior.min()) >= 0 and 0 < float(total) < torch.inf):
-        raise ValueError(f"The prior is a distribution over words: no negative mass, a sum above 0; got {float(total)}.")
+        raise ValueError(
+            f"The prior is a distribution over words: no negative mass, a sum above 0; got {float(total)}."
+        )
     prior = prior / total
     if assignment.mode != "released":
         return prior.log()
@@ -357,9 +361,7 @@ def _check(image: Tensor, text: Tensor, words: Tensor, temperature: float) -> No
         raise ValueError(f"temperature is positive, got {temperature}: 0.01 is the published one.")
 
 
-def _check_batch_of_one(
-    rows: int, device: torch.device, assignment: Assignment, over_ranks: OverRanks | None
-) -> None:
+def _check_batch_of_one(rows: int, device: torch.device, assignment: Assignment, over_ranks: OverRanks | None) -> None:
     if assignment.mode == "released":
         return
     if over_ranks is not None:

@@ -157,12 +157,15 @@ class VisualWordLlavaForConditionalGeneration(LlavaForConditionalGeneration):
             )
         image_token_in_tables = self.config.image_token_id < self.config.text_config.vocab_size
         own_embeddings = self.config.pseudo_image_features or self.config.contextual_text or not image_token_in_tables
-        if own_embeddings and (pixel_values is not None or self.config.contextual_text):
+        is_text = input_ids is not None and self.config.contextual_text
+        if own_embeddings and (pixel_values is not None or is_text):
             if input_ids is None:
                 raise ValueError("Pictures are placed by the image tokens of input_ids: pass those with pixel_values.")
             cache = kwargs.get("past_key_values")
-            if self.config.contextual_text and cache is not None and cache.get_seq_length():
-                raise ValueError("contextual_text reads the whole text anew for every word: generate with use_cache=False.")
+            if is_text and cache is not None and cache.get_seq_length():
+                raise ValueError(
+                    "contextual_text reads the whole text anew for every word: generate with use_cache=False."
+                )
             kwargs["inputs_embeds"] = self._embed(input_ids, pixel_values, attention_mask)[1]
             input_ids = pixel_values = None
         return super().forward(
@@ -193,6 +196,35 @@ class VisualWordLlavaForConditionalGeneration(LlavaForConditionalGeneration):
             )
 
         return self.vm_head(features, use=mix)
+
+    def embed_text(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """What the LLM is fed for a text, `[batch, seq, hidden]`; at image tokens, whatever: features take their place.
+
+        Word embeddings, or with `contextual_text` the last hidden states of the text, read without the pictures between.
+        """
+        _, is_image, attended = self._masks(input_ids, attention_mask, input_ids)
+        # An image token may lie outside the tables (published checkpoints keep 32,000 words).
+        words = self.get_input_embeddings()(input_ids.masked_fill(is_image, 0))
+        if not self.config.contextual_text:
+            return words
+        places, valid = gather_text(attended & ~is_image)
+        with torch.no_grad():
+            states = self._text_states(take(words, places), valid)
+        return put(words, places, valid, states)
+
+    def text_states(self, input_ids: Tensor, attention_mask: Tensor, captions: str) -> tuple[Tensor, Tensor]:
+        """Each text by itself, without a gradient: states `[batch, longest, hidden]` and ids, −100 where padded.
+
+        Args:
+            captions: `contextual` for the LLM's last hidden states, `word_embeddings` for those.
+        """
+        return caption_states(
+            input_ids,
+            attention_mask.bool(),
+            self.get_input_embeddings(),
+            self._text_states if captions == "contextual" else None,
+            self.config.text_config.bos_token_id,
+        )
 
     def count_items(self, batch: dict[str, Tensor], objective: HeadObjective) -> dict[str, Tensor]:
         """By term, how many rows of this batch carry it: what the trainer sums over micro-batches and ranks."""
@@ -251,10 +283,7 @@ class VisualWordLlavaForConditionalGeneration(LlavaForConditionalGeneration):
         blank = pixel_values is None or len(pixel_values) == 0
         if blank and is_image.any():
             raise ValueError(f"The batch has {int(is_image.sum())} image tokens and no pixel_values: pass the images.")
-        # An image token may lie outside the tables (published checkpoints keep 32,000 words); its embedding is replaced.
-        words = self.get_input_embeddings()(input_ids.masked_fill(is_image, 0))
-        if self.config.contextual_text:
-            words = self._in_context(words, self._masks(input_ids, attention_mask, input_ids)[2] & ~is_image)
+        words = self.embed_text(input_ids, attention_mask)
         pixels = words.new_zeros(self._blank_image_shape()) if pixel_values is None or blank else pixel_values
         features = torch.cat(self.get_image_features(pixels, return_dict=True).pooler_output)
         given = self.pseudo_image_features(features) if self.config.pseudo_image_features else features
@@ -273,13 +302,6 @@ class VisualWordLlavaForConditionalGeneration(LlavaForConditionalGeneration):
             inputs_embeds=embeddings, attention_mask=attended.long(), use_cache=False
         ).last_hidden_state
 
-    def _in_context(self, embeddings: Tensor, is_text: Tensor) -> Tensor:
-        """The text's embeddings replaced by its last hidden states, read as one text without the pictures between."""
-        places, valid = gather_text(is_text)
-        with torch.no_grad():
-            states = self._text_states(take(embeddings, places), valid)
-        return put(embeddings, places, valid, states)
-
     def _pairs(
         self,
         input_ids: Tensor,
@@ -295,13 +317,7 @@ class VisualWordLlavaForConditionalGeneration(LlavaForConditionalGeneration):
         patches = len(features) // images if images else 1
         check_pairs(is_image, is_caption, pairs, patches)
         # Every row, with a picture or not: ranks of a sharded run call the LLM equally often.
-        states, ids = caption_states(
-            input_ids,
-            is_caption,
-            self.get_input_embeddings(),
-            self._text_states if objective.captions == "contextual" else None,
-            self.config.text_config.bos_token_id,
-        )
+        states, ids = self.text_states(input_ids, is_caption, objective.captions)
         paired = features[pairs[:, None].expand_as(is_image)[is_image]].view(-1, patches, features.shape[-1])
         return paired, states[pairs], ids[pairs]
 
@@ -332,9 +348,14 @@ class VisualWordLlavaForConditionalGeneration(LlavaForConditionalGeneration):
 
         return self.lm_head(rows["text_hidden"], rows["visual_hidden"], rows["visual_features"], use=inside_lm_head)
 
-
     def _head_and_words(
-        self, objective: HeadObjective, text_labels: Tensor, text_hidden: Tensor, image: Tensor, states: Tensor, ids: Tensor
+        self,
+        objective: HeadObjective,
+        text_labels: Tensor,
+        text_hidden: Tensor,
+        image: Tensor,
+        states: Tensor,
+        ids: Tensor,
     ) -> Sums:
         """Calls the objective inside the forwards of LM head and word embeddings, rows positional."""
         words = self.get_input_embeddings()

@@ -1,7 +1,7 @@
 """The methods, by the name a recipe gives them: to add one, write its file and one line here."""
 
-from vwlmm.objectives.vlap import VLAP, VLAPConfig
 from vwlmm.objectives.visual_words import VisualWords, VisualWordsConfig
+from vwlmm.objectives.vlap import VLAP, VLAPConfig
 
 OBJECTIVES = {
     "visual_words": (VisualWords, VisualWordsConfig),

@@ -88,7 +88,9 @@ class VLAPConfig:
                 "`vwlmm data word-prior RECIPE`."
             )
         if self.mode == "released" and self.queue:
-            raise ValueError("objective.queue serves the transport; mode released looks at every pair by itself: queue: 0.")
+            raise ValueError(
+                "objective.queue serves the transport; mode released looks at every pair by itself: queue: 0."
+            )
 
 
 class VLAP:
@@ -99,7 +101,9 @@ class VLAP:
 
     def __init__(self, config: VLAPConfig | None = None) -> None:
         self.config = config or VLAPConfig(mode="sinkhorn_uniform")
-        self.captions = self.config.captions  # what the model makes of the captions: contextual states or word embeddings
+        self.captions = (
+            self.config.captions
+        )  # what the model makes of the captions: contextual states or word embeddings
         self.tokenizer: Any = None
         self._is_word: Tensor | None = None
         self._prior: Tensor | None = None
@@ -160,7 +164,7 @@ class VLAP:
             return {"lm": language, "assignment": image_features.sum() * 0.0}, {}
         is_word, prior = self._vocabulary(words)
         image = F.normalize(image_features.float().mean(1), dim=-1)
-        text = F.normalize(_mean_word(caption_states.float(), caption_ids, is_word), dim=-1)
+        text = F.normalize(mean_word(caption_states.float(), caption_ids, is_word), dim=-1)
         terms = functional.assignment_loss(
             image,
             text,
@@ -228,11 +232,13 @@ class VLAP:
     def _remember(self, image: Tensor, text: Tensor) -> None:
         """The newest pairs of this rank, at most `queue`."""
         before = (image[:0], text[:0]) if self._queue is None else self._queue
-        joined = [torch.cat([now, past.to(now)])[: self.config.queue] for now, past in zip((image, text), before, strict=True)]
+        joined = [
+            torch.cat([now, past.to(now)])[: self.config.queue] for now, past in zip((image, text), before, strict=True)
+        ]
         self._queue = (joined[0], joined[1])
 
 
-def _mean_word(states: Tensor, ids: Tensor, is_word: Tensor | None) -> Tensor:
+def mean_word(states: Tensor, ids: Tensor, is_word: Tensor | None) -> Tensor:
     """The mean state of each caption's words, `[pairs, hidden]`; of all its tokens where none of them is a word."""
     mask = ids >= 0
     if is_word is not None:

@@ -1,0 +1,222 @@
+"""Assignment and captioning against captioning alone, three seeds, on emoji no run has seen; and arithmetic with pictures.
+
+python -m vwlmm.demo.vlap            # writes the measured part of docs/vlap.md; cut short, it goes on where it was
+"""
+
+import argparse
+import json
+import logging
+import statistics
+import sys
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from vwlmm.config import Recipe, read_recipe
+from vwlmm.demo.run import has_fast_bf16
+from vwlmm.embedded import prepare
+from vwlmm.loading import load_model
+from vwlmm.training import RESULT_FILE, is_finished, run
+from vwlmm.vlap.arithmetic import rank_of, read_triples, solve, write_caption
+from vwlmm.vlap.evaluate import evaluate
+from vwlmm.vlap.word_space import WordSpace
+
+RECIPE = Path("train/vlap/embedded.yaml")
+TRIPLES = Path(__file__).with_name("emoji_arithmetic.jsonl")
+PAGE = Path("docs/vlap.md")
+ARMS = {"assignment and captioning": [], "captioning alone": ["objective.weights.assignment=0"]}
+NUM_CAPTIONS = 100  # of the 300 held-out pictures
+TOP = 10  # nearest words that count as a hit
+METRICS = {
+    "image_to_text_r1": "picture → name R@1",
+    "image_to_text_r5": "R@5",
+    "text_to_image_r1": "name → picture R@1",
+    "text_to_image_r5": "R@5",
+    "word_f1": "caption, word F1",
+    "exact": "caption, exact",
+    "eval_lm_loss": "true caption, nats a token",
+}
+BEGIN, END = "<!-- begin: measured -->", "<!-- end: measured -->"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Trains and scores what is not done yet, and writes the tables whatever the outcome."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("checkpoints/vlap/demo"), help="folder (default %(default)s)")
+    parser.add_argument(
+        "--page", type=Path, default=PAGE, help="page whose measured part is replaced (default %(default)s)"
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="change the recipe of every run")
+    args = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    data = prepare("emoji")
+    count_words()
+    scores: dict[str, list[dict[str, Any]]] = {arm: [] for arm in ARMS}
+    sums: list[dict[str, Any]] = []
+    for seed in args.seeds:
+        for arm in ARMS:
+            folder = args.out / f"{arm.replace(' ', '_')}_{seed}"
+            recipe = arm_recipe(arm, seed, folder, data, args.overrides)
+            print(f"\nseed {seed}: {arm}", flush=True)
+            if not is_finished(recipe):
+                run(recipe)
+            scores[arm].append(score(folder, recipe, data))
+            if not sums:  # of the first model of the first arm, the one with assignments
+                sums = arithmetic(folder, data)
+            write_measured(args.page, measured(scores, sums, recipe, args.seeds))
+    print(f"\nWritten: {args.page}")
+    return 0
+
+
+def count_words() -> None:
+    """The prior of the recipe, if it is not there yet."""
+    from vwlmm.cli import main as command
+
+    prior = Path(read_recipe(RECIPE).objective["prior"])
+    if not prior.is_file() and command(["data", "word-prior", str(RECIPE)]):
+        raise ValueError(f"The words of {RECIPE} could not be counted.")
+
+
+def arm_recipe(arm: str, seed: int, folder: Path, data: Path, overrides: list[str]) -> Recipe:
+    """The embedded recipe of one arm and seed, with the held-out captions as its validation rows."""
+    changes = [
+        *ARMS[arm],
+        f"training.seed={seed}",
+        f"training.output_dir={folder}",
+        'training.save_strategy="no"',
+        f"data.validation_path={data / 'captions_test.json'}",
+        "training.per_device_eval_batch_size=50",
+        *overrides,
+    ]
+    recipe = read_recipe(RECIPE, changes)
+    recipe.training["bf16"] = bool(recipe.training["bf16"]) and has_fast_bf16()
+    return recipe
+
+
+def score(folder: Path, recipe: Recipe, data: Path) -> dict[str, Any]:
+    """Scores of a finished run on the held-out pictures; kept beside it, and read again."""
+    kept = folder / "scores.json"
+    if not kept.is_file():
+        model, processor = load_model(folder)
+        pairs = json.loads((data / "captions_test.json").read_text(encoding="utf-8"))
+        kinds = {"captions": recipe.objective["captions"], "num_captions": NUM_CAPTIONS}
+        scores = evaluate(model, processor, pairs, data / "images", **kinds)
+        kept.write_text(json.dumps(scores, indent=1, ensure_ascii=False), encoding="utf-8")
+    result = json.loads((folder / RESULT_FILE).read_text())
+    return json.loads(kept.read_text(encoding="utf-8")) | {
+        name: result[name] for name in ("eval_lm_loss", "train_runtime")
+    }
+
+
+def arithmetic(folder: Path, data: Path) -> list[dict[str, Any]]:
+    """The twenty sums: rank of the expected word with and without the picture that is taken off, words and caption."""
+    kept = folder / "arithmetic.json"
+    if not kept.is_file():
+        model, processor = load_model(folder)
+        space, results = WordSpace(model, processor), []
+        for triple in read_triples(TRIPLES, data / "images"):
+            features = solve(space, triple.plus, triple.minus)
+            direction = space.point(features.mean(0))
+            plain = space.point(solve(space, triple.plus[:1]).mean(0))
+            results.append(
+                {
+                    "note": triple.note,
+                    "expected": triple.expected[0],
+                    "rank": rank_of(space, direction, triple.expected),
+                    "rank_of_first_picture": rank_of(space, plain, triple.expected),
+                    "words": [word for word, _ in space.nearest(direction[None], TOP)[0]],
+                    "caption": write_caption(model, processor, features, max_new_tokens=10),
+                }
+            )
+        kept.write_text(json.dumps(results, indent=1, ensure_ascii=False), encoding="utf-8")
+    return json.loads(kept.read_text(encoding="utf-8"))
+
+
+def measured(
+    scores: dict[str, list[dict[str, Any]]], sums: list[dict[str, Any]], recipe: Recipe, seeds: list[int]
+) -> str:
+    """The measured part of the page, in Markdown."""
+    done = min(len(runs) for runs in scores.values())
+    first = next(iter(scores.values()))[0]
+    steps, batch = recipe.training["max_steps"], recipe.training["per_device_train_batch_size"]
+    minutes = statistics.mean(run["train_runtime"] for runs in scores.values() for run in runs) / 60
+    lines = [
+        f"`python -m vwlmm.demo.vlap`, {date.today().isoformat()}; {done} of {len(seeds)} seeds done; {steps} steps of "
+        f"{batch} pairs, {minutes:.1f} minutes a run on one shared core. {first['num_pairs']} held-out emoji, the first "
+        f"{first['num_captions']} captioned. Mean, and in brackets lowest to highest over the seeds. Chance is "
+        f"{1 / first['num_pairs']:.3f} at R@1 and {5 / first['num_pairs']:.3f} at R@5.",
+        "",
+        "| | " + " | ".join(METRICS.values()) + " |",
+        "|---|" + "---|" * len(METRICS),
+    ]
+    lines += [
+        f"| {arm} | " + " | ".join(_spread(runs, name) for name in METRICS) + " |"
+        for arm, runs in scores.items()
+        if runs
+    ]
+    lines += [
+        "",
+        "First captions of seed 0:",
+        "",
+        "| picture | " + " | ".join(scores) + " |",
+        "|---|" + "---|" * len(scores),
+    ]
+    for number in range(8):
+        samples = [runs[0]["samples"][number] for runs in scores.values() if runs]
+        lines.append(
+            f"| {samples[0]['caption']} | " + " | ".join(sample["written"] or "–" for sample in samples) + " |"
+        )
+    hits = sum(row["rank"] is not None and row["rank"] <= TOP for row in sums)
+    lines += [
+        "",
+        "### Arithmetic",
+        "",
+        f"The list of {len(sums)} sums was committed before any was tried (`vwlmm/demo/emoji_arithmetic.jsonl`). The expected "
+        f"word is among the {TOP} nearest for **{hits} of {len(sums)}** (model of seed {seeds[0]}, assignment and captioning). "
+        "“Alone” is the word's rank for the first picture by itself, nothing added or taken off.",
+        "",
+        "| sum | expected | rank | alone | nearest words | caption |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in sums:
+        rank, alone = row["rank"] or "> 1000", row["rank_of_first_picture"] or "> 1000"
+        cells = [
+            row["note"],
+            row["expected"],
+            str(rank),
+            str(alone),
+            ", ".join(row["words"][:5]),
+            row["caption"] or "–",
+        ]
+        lines.append("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |")
+    return "\n".join(lines)
+
+
+def _spread(runs: list[dict[str, Any]], name: str) -> str:
+    values = [float(run[name]) for run in runs]
+    digits = 2 if name == "eval_lm_loss" else 3
+    return f"{statistics.mean(values):.{digits}f} ({min(values):.{digits}f}–{max(values):.{digits}f})"
+
+
+def write_measured(page: Path, markdown: str) -> None:
+    """Replaces what stands between the page's two marks, or appends both.
+
+    Raises:
+        ValueError: the first mark is there and the second is not.
+    """
+    text = page.read_text(encoding="utf-8") if page.is_file() else "# VLAP\n\n## Measured\n\n"
+    section = f"{BEGIN}\n{markdown}\n{END}"
+    if BEGIN in text:
+        head, rest = text.split(BEGIN, 1)
+        if END not in rest:
+            raise ValueError(f"{page} has the mark {BEGIN} and no {END} after it: put that back.")
+        text = head + section + rest.split(END, 1)[1]
+    else:
+        text = text.rstrip("\n") + f"\n\n{section}\n"
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
