@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from small_runs import moved, weights
 
 from vwlmm import load_model
+from vwlmm.cli import main
 from vwlmm.config import read_recipe
 from vwlmm.loading import has_vm_head
 from vwlmm.training import build_model, run
@@ -24,7 +25,11 @@ def small(recipe, parts, trained, rows, output_dir):
     """What makes a recipe run here in a second: its models, its data, one step. Everything else stays."""
     changes = {
         "data.path": rows
-        / ("captions.json" if "pretrain" in recipe.data.path or "captions" in recipe.data.path else "instruct.json"),
+        / (
+            "captions.json"
+            if any(word in recipe.data.path for word in ("pretrain", "captions", "cc3m"))
+            else "instruct.json"
+        ),
         "data.images": rows / "images",
         "data.num_workers": 0,
         "training.output_dir": output_dir,
@@ -35,11 +40,14 @@ def small(recipe, parts, trained, rows, output_dir):
         "training.warmup_steps": 0,  # the first step of a warm-up has rate 0
         "training.disable_tqdm": "true",
         "model.dtype": "float32",
+        "data.streaming": "false",
     }
     if recipe.model.init_from is None:
         changes |= {"model.vision_tower": parts / "tower", "model.language_model": parts / "llm"}
     else:
         changes |= {"model.init_from": trained}
+    if recipe.objective.get("prior"):
+        changes["objective.prior"] = output_dir.with_suffix(".prior.json")
     if recipe.data.validation_split:
         changes |= {"data.validation_split": 2, "training.per_device_eval_batch_size": 2}
     return [f"{name}={value}" for name, value in changes.items()]
@@ -48,6 +56,9 @@ def small(recipe, parts, trained, rows, output_dir):
 def start_and_end(name, parts, trained, rows, tmp_path):
     whole = read_recipe(ROOT / name)
     recipe = read_recipe(ROOT / name, small(whole, parts, trained, rows, tmp_path / "out"))
+    if recipe.objective.get("prior"):
+        overrides = small(whole, parts, trained, rows, tmp_path / "out")
+        assert main(["data", "word-prior", str(ROOT / name), *overrides]) == 0
     torch.manual_seed(42)
     build_model(recipe.model)[0].save_pretrained(tmp_path / "start")
     return recipe, tmp_path / "start", run(recipe)
@@ -61,7 +72,10 @@ def test_every_recipe_takes_a_step_that_moves_the_modules_it_names_and_no_other(
     changed = moved(weights(start), weights(out))
     for module, prefix in learns.items():
         assert any(name.startswith(prefix) for name in changed), f"{module} did not move"
-    assert not [name for name in changed if not name.startswith(tuple(learns.values()))]
+    measured = {f"multi_modal_projector.norm.{name}" for name in ("mean", "std") if recipe.model.projector_norm}
+    assert not [name for name in changed - measured if not name.startswith(tuple(learns.values()))]
+    if recipe.objective["name"] == "vlap":
+        assert changed - measured == {f"multi_modal_projector.linear_1.{kind}" for kind in ("weight", "bias")}
 
 
 def test_the_lora_recipe_saves_adapters_and_the_projector_and_reads_back_whole(

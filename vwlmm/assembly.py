@@ -191,7 +191,7 @@ def _check_decoder(language_model: str) -> None:
     config = AutoConfig.from_pretrained(language_model)
     if config.is_encoder_decoder:
         raise ValueError(
-            f"model.language_model {language_model} is an encoder and a decoder ({config.model_type}); a decoder LLM was expected, "
+            f"model.language_model {language_model} is an encoder and a decoder ({config.model_type}); expected a decoder LLM, "
             "in which pictures and answer stand in one sequence: OPT, Llama, Mistral, Qwen, GPT-NeoX, …"
         )
 

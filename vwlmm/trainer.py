@@ -195,7 +195,20 @@ class ObjectiveTrainer(Trainer):
         else:
             self._load_from_checkpoint(str(self.state.best_model_checkpoint))
 
+    def _objective_file(self, folder: str) -> Path:
+        return Path(folder) / f"objective_{self.args.process_index}.pt"
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        super()._load_rng_state(checkpoint)
+        if checkpoint is not None and self._objective_file(checkpoint).is_file():
+            self.objective.load_state_dict(torch.load(self._objective_file(checkpoint), weights_only=True))
+
     def _save_rng_state(self, output_dir: str) -> None:
+        # An objective that remembers past batches (VLAP's queue) goes on with them, on each rank with its own.
+        state = self.objective.state_dict() if hasattr(self.objective, "state_dict") else {}
+        if state:
+            Path(output_dir).mkdir(parents=True, exist_ok=True)
+            torch.save(state, self._objective_file(output_dir))
         # trainer_state.json is written next, and says that a checkpoint is whole: every rank has written its part by then.
         super()._save_rng_state(output_dir)
         self.accelerator.wait_for_everyone()

@@ -285,6 +285,10 @@ def _finish(trainer: ObjectiveTrainer, processor: Any, recipe: Recipe, metrics: 
             # Adapters are read on top of the base model, whose configuration the recipe may have changed.
             trainer.base_model.config.save_pretrained(output_dir)
         write_checksums(output_dir)
+        quarantine = output_dir / "quarantine.jsonl"
+        if quarantine.is_file():
+            metrics["bad_rows"] = len(quarantine.read_text(encoding="utf-8").splitlines())
+            logger.warning("%d bad rows or shards were left out: %s lists them.", metrics["bad_rows"], quarantine)
         trainer.state.save_to_json(str(output_dir / "trainer_state.json"))
         unfinished = output_dir / f".{RESULT_FILE}"
         unfinished.write_text(json.dumps(metrics, indent=2) + "\n")

@@ -3,18 +3,22 @@
 from dataclasses import dataclass
 
 from vwlmm.data.images import MAX_PIXELS
+from vwlmm.data.pairs import is_sharded
 
 
 @dataclass
 class DataConfig:
     """Where the rows are and how they are read."""
 
-    path: str  # .json, .jsonl or .parquet file, folder, or the name of a dataset
+    path: (
+        str  # .json, .jsonl or .parquet file, folder, name of a dataset, or shards: {00000..00331}.tar, part-*.parquet
+    )
     images: str | None = None  # folder that relative image paths start from; None: the folder of the file
     split: str | None = None  # of a dataset; None: train
     max_length: int = 2048  # tokens, image tokens included; LLaVA-1.5
     streaming: bool = False  # read in order, without an index; for sources larger than the disk
-    on_bad_row: str = "stop"  # stop, or quarantine: leave the row out and list it in quarantine.jsonl
+    # stop, or quarantine: leave the row out and list it in quarantine.jsonl; None: quarantine for shards, else stop
+    on_bad_row: str | None = None
     validation_path: str | None = None  # a file or dataset of its own; the same name as `path`: its `validation` split
     validation_split: float | int = 0  # or a part of `path`: a fraction below 1, or a number of rows
     max_rows: int | None = None  # only the first rows of `path`, before any split
@@ -25,6 +29,9 @@ class DataConfig:
     def __post_init__(self) -> None:
         if not self.path:
             raise ValueError("data.path is a file, a folder or a dataset's name: got an empty one.")
+        if self.on_bad_row is None:
+            # Shards are fetched from the web, and there is always one that broke on the way.
+            self.on_bad_row = "quarantine" if is_sharded(self.path) else "stop"
         if self.on_bad_row not in ("stop", "quarantine"):
             raise ValueError(f"data.on_bad_row is stop or quarantine: got {self.on_bad_row!r}.")
         for name, least in (("max_length", 1), ("max_pixels", 1), ("num_workers", 0), ("max_rows", 1)):

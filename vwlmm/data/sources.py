@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vwlmm.data.json_files import JsonArray, JsonLines
+from vwlmm.data.pairs import ShardedPairs, is_sharded
 from vwlmm.data.records import Record, Records
 
 
@@ -15,7 +16,8 @@ def open_records(path_or_name: str | Path, *, split: str | None = None, streamin
     """Finds the reader for a source: by content for .json and .jsonl, else through `datasets`.
 
     Args:
-        path_or_name: a .json, .jsonl or .parquet file, a folder (saved dataset or data files), or a dataset's name.
+        path_or_name: a .json, .jsonl or .parquet file, a folder (saved dataset or data files), a dataset's name, or a
+            pattern of tar or Parquet shards, which are read as a stream.
         split: of a dataset; `train` where a source has several and none is named.
         streaming: for `datasets` sources, rows are read as they come and the source has no length.
 
@@ -24,6 +26,12 @@ def open_records(path_or_name: str | Path, *, split: str | None = None, streamin
         ValueError: a JSON file that holds no rows, or an unknown kind of file.
     """
     path = Path(path_or_name)
+    if is_sharded(path_or_name):
+        if not streaming:
+            raise ValueError(
+                f"{path_or_name}: shards are read as a stream and have no length: set data.streaming: true."
+            )
+        return ShardedPairs(path_or_name)
     if path.suffix in (".json", ".jsonl"):
         if not path.is_file():
             raise FileNotFoundError(f"Data were expected at {path}: there is no such file.")

@@ -1,7 +1,8 @@
 """The mathematics of the three methods: plain functions of tensors that import torch and nothing else.
 
 visual_words, language_model and pseudo_features stream a vocabulary head and assignment the word embeddings (no
-`[rows, vocab]` tensor); transport and cka are small. Papers: VW-LMM (arXiv 2403.07720), VLAP (2404.09632), freeze-align (2409.19425).
+`[rows, vocab]` tensor); transport and cka are small. Papers: VW-LMM (arXiv 2403.07720), VLAP (2404.09632), freeze-align
+(2409.19425).
 """
 
 from vwlmm.functional.assignment import (
