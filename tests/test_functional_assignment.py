@@ -249,7 +249,7 @@ def test_two_ranks_equal_one_process_on_the_joined_batch(sizes, mode):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"mode": "sinkhorn"}, "mode is one of sinkhorn_prior, sinkhorn_uniform, released"),
+        ({"mode": "sinkhorn"}, "mode is one of .sinkhorn_prior., .sinkhorn_uniform., .released."),
         ({"epsilon": 0.0}, "epsilon is positive, got 0.0"),
         ({"iterations": 0}, "iterations is at least 1"),
         ({"strength": 0.0}, "strength lies above 0"),

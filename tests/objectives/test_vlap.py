@@ -237,7 +237,7 @@ def test_a_batch_of_one_pair_is_refused_unless_a_queue_joins_it():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"mode": "ot"}, "objective.mode is one of sinkhorn_prior"),
+        ({"mode": "ot"}, "objective.mode is one of .sinkhorn_prior"),
         ({"epsilon": 0.0}, "objective.epsilon is positive, got 0.0"),
         ({"temperature": 0.0}, "objective.temperature is a number above 0"),
         ({"iterations": 0}, "objective.iterations is at least 1"),

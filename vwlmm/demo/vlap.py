@@ -165,7 +165,7 @@ def measured(
     for number in range(8):
         samples = [runs[0]["samples"][number] for runs in scores.values() if runs]
         lines.append(
-            f"| {samples[0]['caption']} | " + " | ".join(sample["written"] or "–" for sample in samples) + " |"
+            f"| {samples[0]['caption']} | " + " | ".join(_cell(sample["written"]) for sample in samples) + " |"
         )
     hits = sum(row["rank"] is not None and row["rank"] <= TOP for row in sums)
     lines += [
@@ -181,16 +181,13 @@ def measured(
     ]
     for row in sums:
         rank, alone = row["rank"] or "> 1000", row["rank_of_first_picture"] or "> 1000"
-        cells = [
-            row["note"],
-            row["expected"],
-            str(rank),
-            str(alone),
-            ", ".join(row["words"][:5]),
-            row["caption"] or "–",
-        ]
-        lines.append("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |")
+        cells = [row["note"], row["expected"], str(rank), str(alone), ", ".join(row["words"][:5]), row["caption"]]
+        lines.append("| " + " | ".join(_cell(cell) for cell in cells) + " |")
     return "\n".join(lines)
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.replace("|", "\\|").split()) or "–"
 
 
 def _spread(runs: list[dict[str, Any]], name: str) -> str:
