@@ -19,6 +19,8 @@ examples:
       the picture as the model saw it, with the top word of every patch
   vwlmm words checkpoints/visual_words/4_final cat.jpg dog.jpg --out words.html
       one page; point at a patch for its top words and entropy
+  vwlmm words checkpoints/vlap/embedded cat.jpg --out cat.png --cosine centred
+      words by cosine to the word embeddings, as VLAP reads them
   vwlmm words checkpoints/visual_words/4_final cat.jpg --out words.json --top-k 20
 
 Several pictures make one page or one JSON file, but one PNG each: words.png becomes words_1.png, words_2.png, …
@@ -39,6 +41,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--center",
         action="store_true",
         help="take each word's mean score over the picture off first: shows what tells the patches apart",
+    )
+    parser.add_argument(
+        "--cosine",
+        choices=("raw", "centred"),
+        help="score words by cosine to the word embeddings in place of the VM head (VLAP); centred takes the mean word off, "
+        "because some words are near everything",
     )
     parser.add_argument("--font", type=Path, metavar="FILE", help="font of the PNG (default: DejaVu Sans)")
     parser.add_argument("--device", help="cpu, cuda, mps, … (default: cuda when there is one, else cpu)")
@@ -63,10 +71,15 @@ def main(args: argparse.Namespace) -> int:
         load_picture(image)
     from vwlmm.loading import load_model
 
-    model, processor = load_model(args.model, dtype=args.dtype, device=args.device)
+    model, processor = load_model(args.model, dtype=args.dtype, device=args.device, require_vm_head=not args.cosine)
+    scores = None
+    if args.cosine:
+        from vwlmm.vlap.word_space import WordSpace
+
+        scores = WordSpace(model, processor, centred=args.cosine == "centred").word_scores()
     maps = []
     for image in args.images:
-        maps.append(visual_word_map(model, processor, image, top_k=args.top_k, center=args.center))
+        maps.append(visual_word_map(model, processor, image, top_k=args.top_k, center=args.center, scores=scores))
         print(maps[-1].summary(), flush=True)
     for path in write_words(maps, args.out, font=args.font):
         print(f"wrote {path}")

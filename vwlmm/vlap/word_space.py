@@ -96,9 +96,7 @@ class WordSpace:
 
     def word_scores(self, temperature: float = 0.01) -> Callable[[Tensor], Tensor]:
         """For `visual_word_map(scores=…)`: cosine over temperature of projected features `[patches, hidden]`."""
-        return lambda features: (
-            self.cosines(self.point(features.float())).masked_fill(~self.is_word, -1.0) / temperature
-        )
+        return lambda features: self.cosines(self.point(features.float())) / temperature
 
 
 def retrieval_scores(images: Tensor, texts: Tensor, at: Sequence[int] = (1, 5)) -> dict[str, float]:
