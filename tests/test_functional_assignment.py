@@ -265,7 +265,7 @@ def test_settings_that_cannot_be_are_refused(change, message):
     ("change", "message"),
     [
         ({"prior": PRIOR[:-1]}, "counted with another tokenizer"),
-        ({"prior": None}, "needs a prior"),
+        ({"prior": None}, "need a prior"),
         ({"prior": PRIOR - 10}, "no negative mass"),
         ({"temperature": 0.0}, "temperature is positive"),
         ({"text": random(3, HIDDEN)}, "got 6 and 3 rows"),

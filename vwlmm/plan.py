@@ -166,6 +166,8 @@ def _configuration(config: ModelConfig) -> VisualWordLlavaConfig:
             projector_patch_merge=config.projector_patch_merge,
             projector_norm=config.projector_norm,
             pseudo_image_features=bool(config.pseudo_image_features),
+            contextual_text=config.contextual_text,
+            keep_class_token=config.keep_class_token,
             vision_feature_layer=config.vision_feature_layer,
             image_aspect_ratio=config.image_aspect_ratio,
         )[0]
