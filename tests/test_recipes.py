@@ -59,7 +59,7 @@ def start_and_end(name, parts, trained, rows, tmp_path):
     if recipe.objective.get("prior"):
         overrides = small(whole, parts, trained, rows, tmp_path / "out")
         assert main(["data", "word-prior", str(ROOT / name), *overrides]) == 0
-    torch.manual_seed(42)
+    torch.manual_seed(recipe.training.get("seed", 42))
     build_model(recipe.model)[0].save_pretrained(tmp_path / "start")
     return recipe, tmp_path / "start", run(recipe)
 

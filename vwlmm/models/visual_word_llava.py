@@ -364,22 +364,31 @@ class VisualWordLlavaForConditionalGeneration(LlavaForConditionalGeneration):
                 f"Assignments read the rows of a plain word-embedding table; this LLM has a {type(words).__name__}."
             )
 
-        def inside_lm_head(lm_weight: Tensor, text: Tensor, image: Tensor) -> Sums:
-            return words(
-                image,
-                text,
-                use=lambda table, image, text: objective(
-                    lm_weight=lm_weight,
-                    words=table,
-                    text_hidden=text,
-                    text_labels=text_labels,
-                    image_features=image,
-                    caption_states=states,
-                    caption_ids=ids,
-                ),
-            )
+        names: list[list[str]] = []
 
-        return self.lm_head(text_hidden, image, use=inside_lm_head)
+        # One tensor goes out of both modules: gradient checkpointing hooks the embedding's output, and expects one.
+        def sums(lm_weight: Tensor, table: Tensor, image: Tensor, text: Tensor) -> Tensor:
+            learned, logged = objective(
+                lm_weight=lm_weight,
+                words=table,
+                text_hidden=text,
+                text_labels=text_labels,
+                image_features=image,
+                caption_states=states,
+                caption_ids=ids,
+            )
+            names.extend([list(learned), list(logged)])
+            return torch.stack([*learned.values(), *logged.values()])
+
+        def inside_lm_head(lm_weight: Tensor, text: Tensor, image: Tensor) -> Tensor:
+            return words(image, text, use=lambda table, image, text: sums(lm_weight, table, image, text))
+
+        values = self.lm_head(text_hidden, image, use=inside_lm_head).unbind()
+        learned, logged = values[: len(names[0])], values[len(names[0]) :]
+        return (
+            dict(zip(names[0], learned, strict=True)),
+            {name: value.detach() for name, value in zip(names[1], logged, strict=True)},
+        )
 
 
 # A class from outside transformers gets no renaming of LLaVA's old keys, and would load a random LM head without this.
