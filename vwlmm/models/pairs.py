@@ -4,9 +4,12 @@ Used by `models/visual_word_llava.py`. Source: VLAP, arXiv 2404.09632.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from vwlmm.models.heads import WordEmbedding
 
 
 def gather_text(mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -86,3 +89,69 @@ def check_pairs(is_image: Tensor, is_caption: Tensor, pairs: Tensor, patches: in
             f"Row {row} of the batch has {int(is_image[row].sum())} image tokens, and one picture has {patches}: an assignment "
             "pairs one picture with its caption. Give rows of one picture."
         )
+
+
+def gather_pairs(
+    model: Any,
+    input_ids: Tensor,
+    masks: tuple[Tensor, Tensor, Tensor],
+    pairs: Tensor,
+    features: Tensor,
+    images: int,
+    objective: Any,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Features `[pairs, patches, hidden]`, caption states and caption ids `[pairs, length(, hidden)]` of the pairs.
+
+    Args:
+        masks: labels, image tokens and attended tokens, `[batch, seq]` each.
+        pairs: `[batch]`, True for the rows that are a pair.
+        features: of all images of the batch, `[image tokens, hidden]`; images: how many those are.
+    """
+    labels, is_image, attended = masks
+    is_caption = (labels != -100) & attended & ~is_image
+    patches = len(features) // images if images else 1
+    check_pairs(is_image, is_caption, pairs, patches)
+    # Every row, with a picture or not: ranks of a sharded run call the LLM equally often.
+    states, ids = model.text_states(input_ids, is_caption, objective.captions)
+    paired = features[pairs[:, None].expand_as(is_image)[is_image]].view(-1, patches, features.shape[-1])
+    return paired, states[pairs], ids[pairs]
+
+
+def head_and_words(
+    model: Any, objective: Any, text_labels: Tensor, text_hidden: Tensor, image: Tensor, states: Tensor, ids: Tensor
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Calls the objective inside the forwards of LM head and word embeddings, rows that may learn positional.
+
+    Raises:
+        ValueError: the LLM's embedding is not a plain table (Gemma scales it).
+    """
+    words = model.get_input_embeddings()
+    if not isinstance(words, WordEmbedding):
+        raise ValueError(
+            f"Assignments read the rows of a plain word-embedding table; this LLM has a {type(words).__name__}."
+        )
+    names: list[list[str]] = []
+
+    # One tensor goes out of both modules: gradient checkpointing hooks the embedding's output, and expects one.
+    def sums(lm_weight: Tensor, table: Tensor, image: Tensor, text: Tensor) -> Tensor:
+        learned, logged = objective(
+            lm_weight=lm_weight,
+            words=table,
+            text_hidden=text,
+            text_labels=text_labels,
+            image_features=image,
+            caption_states=states,
+            caption_ids=ids,
+        )
+        names.extend([list(learned), list(logged)])
+        return torch.stack([*learned.values(), *logged.values()])
+
+    def inside_lm_head(lm_weight: Tensor, text: Tensor, image: Tensor) -> Tensor:
+        return words(image, text, use=lambda table, image, text: sums(lm_weight, table, image, text))
+
+    values = model.lm_head(text_hidden, image, use=inside_lm_head).unbind()
+    learned, logged = values[: len(names[0])], values[len(names[0]) :]
+    return (
+        dict(zip(names[0], learned, strict=True)),
+        {name: value.detach() for name, value in zip(names[1], logged, strict=True)},
+    )

@@ -22,7 +22,7 @@ from vwlmm import functional
 from vwlmm.models.checksums import write_checksums
 from vwlmm.models.configuration import VisualWordLlavaConfig
 from vwlmm.models.heads import LossHead, WordEmbedding, as_loss_head, as_word_embedding
-from vwlmm.models.pairs import caption_states, check_pairs, gather_text, put, take
+from vwlmm.models.pairs import caption_states, gather_pairs, gather_text, head_and_words, put, take
 from vwlmm.models.projector import VisualWordProjector
 
 
@@ -255,8 +255,8 @@ class VisualWordLlavaForConditionalGeneration(LlavaForConditionalGeneration):
         text_hidden = hidden[:, :-1][positions["lm"]]
         if "pairs" in positions:
             images = 0 if pixel_values is None else len(pixel_values)
-            pairs = self._pairs(input_ids, masks, positions["pairs"], features, images, objective)
-            sums = self._head_and_words(objective, text_labels, text_hidden, *pairs)
+            pairs = gather_pairs(self, input_ids, masks, positions["pairs"], features, images, objective)
+            sums = head_and_words(self, objective, text_labels, text_hidden, *pairs)
         else:
             # Logits at t are about t + 1. Features lie in reading order, one for each image token.
             visual = torch.zeros_like(is_image)
@@ -302,25 +302,6 @@ class VisualWordLlavaForConditionalGeneration(LlavaForConditionalGeneration):
             inputs_embeds=embeddings, attention_mask=attended.long(), use_cache=False
         ).last_hidden_state
 
-    def _pairs(
-        self,
-        input_ids: Tensor,
-        masks: tuple[Tensor, Tensor, Tensor],
-        pairs: Tensor,
-        features: Tensor,
-        images: int,
-        objective: Any,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Features `[pairs, patches, hidden]`, caption states and caption ids `[pairs, length(, hidden)]` of the pairs."""
-        labels, is_image, attended = masks
-        is_caption = (labels != -100) & attended & ~is_image
-        patches = len(features) // images if images else 1
-        check_pairs(is_image, is_caption, pairs, patches)
-        # Every row, with a picture or not: ranks of a sharded run call the LLM equally often.
-        states, ids = self.text_states(input_ids, is_caption, objective.captions)
-        paired = features[pairs[:, None].expand_as(is_image)[is_image]].view(-1, patches, features.shape[-1])
-        return paired, states[pairs], ids[pairs]
-
     def _blank_image_shape(self) -> tuple[int, int, int, int]:
         """`[1, channels, height, width]` of an image as the processor makes it, at most as large as the tower's own."""
         vision = self.config.vision_config
@@ -347,48 +328,6 @@ class VisualWordLlavaForConditionalGeneration(LlavaForConditionalGeneration):
             )
 
         return self.lm_head(rows["text_hidden"], rows["visual_hidden"], rows["visual_features"], use=inside_lm_head)
-
-    def _head_and_words(
-        self,
-        objective: HeadObjective,
-        text_labels: Tensor,
-        text_hidden: Tensor,
-        image: Tensor,
-        states: Tensor,
-        ids: Tensor,
-    ) -> Sums:
-        """Calls the objective inside the forwards of LM head and word embeddings, rows positional."""
-        words = self.get_input_embeddings()
-        if not isinstance(words, WordEmbedding):
-            raise ValueError(
-                f"Assignments read the rows of a plain word-embedding table; this LLM has a {type(words).__name__}."
-            )
-
-        names: list[list[str]] = []
-
-        # One tensor goes out of both modules: gradient checkpointing hooks the embedding's output, and expects one.
-        def sums(lm_weight: Tensor, table: Tensor, image: Tensor, text: Tensor) -> Tensor:
-            learned, logged = objective(
-                lm_weight=lm_weight,
-                words=table,
-                text_hidden=text,
-                text_labels=text_labels,
-                image_features=image,
-                caption_states=states,
-                caption_ids=ids,
-            )
-            names.extend([list(learned), list(logged)])
-            return torch.stack([*learned.values(), *logged.values()])
-
-        def inside_lm_head(lm_weight: Tensor, text: Tensor, image: Tensor) -> Tensor:
-            return words(image, text, use=lambda table, image, text: sums(lm_weight, table, image, text))
-
-        values = self.lm_head(text_hidden, image, use=inside_lm_head).unbind()
-        learned, logged = values[: len(names[0])], values[len(names[0]) :]
-        return (
-            dict(zip(names[0], learned, strict=True)),
-            {name: value.detach() for name, value in zip(names[1], logged, strict=True)},
-        )
 
 
 # A class from outside transformers gets no renaming of LLaVA's old keys, and would load a random LM head without this.
