@@ -11,7 +11,7 @@ from vwlmm.demo.vlap import ARMS, BEGIN, END, METRICS, RECIPE, TRIPLES, arm_reci
 
 def run_of(value):
     samples = [{"caption": f"c{n}", "written": "a | b\nc"} for n in range(8)]
-    return {name: value for name in METRICS} | {
+    return dict.fromkeys(METRICS, value) | {
         "num_pairs": 300,
         "num_captions": 100,
         "samples": samples,
@@ -80,4 +80,4 @@ def test_emoji_are_drawn_once_each_and_split_the_same_way_every_time(tmp_path):
     assert [row["caption"] for row in test[:3]] == ["1st place medal", "3rd place medal", "A button (blood type)"]
     picture = Image.open(folder / "images" / train[0]["image"])
     assert picture.size == (112, 112)
-    assert len(set(picture.get_flattened_data())) > 10
+    assert len(picture.getcolors(112 * 112)) > 10
