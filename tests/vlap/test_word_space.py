@@ -9,7 +9,18 @@ import torch.nn.functional as F
 from vwlmm import load_model
 from vwlmm.assembly import assemble
 from vwlmm.cli import main
-from vwlmm.vlap import WordSpace, answer_questions, read_triples, retrieval_scores, solve, write_caption, write_captions
+from vwlmm.data.images import load_image
+from vwlmm.vlap import (
+    WordSpace,
+    answer_questions,
+    caption_likelihoods,
+    likelihood_retrieval,
+    read_triples,
+    retrieval_scores,
+    solve,
+    write_caption,
+    write_captions,
+)
 from vwlmm.vlap.arithmetic import rank_of
 from vwlmm.vlap.evaluate import caption_scores
 
@@ -166,3 +177,27 @@ def test_words_by_cosine_need_no_vm_head(folder, files, tmp_path, capsys):
         assert main(["words", str(folder), str(files[0]), "--out", str(out), "--cosine", kind]) == 0
         (image,) = json.loads(out.read_text())["images"]
         assert image["grid"] == [2, 2]
+
+
+def test_a_captions_likelihood_is_that_of_the_plain_forward_for_every_picture(loaded, files):
+    model, processor = loaded
+    captions = ["red", "A picture of a shape"]
+    table = caption_likelihoods(model, processor, files, captions)
+    assert table.shape == (3, 2)
+    tokenizer = processor.tokenizer
+    for row, file in enumerate(files):
+        for column, caption in enumerate(captions):
+            text = f"{tokenizer.bos_token}<image>A picture of {caption}{tokenizer.eos_token}"
+            inputs = processor(images=load_image(file), text=text, add_special_tokens=False, return_tensors="pt")
+            count = len(tokenizer(f" {caption}{tokenizer.eos_token}", add_special_tokens=False)["input_ids"])
+            log_p = model(**inputs).logits[0, -count - 1 : -1].log_softmax(-1)
+            expected = log_p.gather(1, inputs["input_ids"][0, -count:, None]).mean()
+            torch.testing.assert_close(table[row, column], expected.detach(), atol=1e-4, rtol=1e-4)
+
+
+def test_likelihood_retrieval_takes_off_what_is_likely_after_any_picture():
+    table = torch.tensor([[-1.0, -5.0, -9.0], [-2.0, -4.0, -9.0], [-2.0, -5.0, -8.0]])
+    scores = likelihood_retrieval(table, ["a", "b", "c"], at=(1,))
+    assert scores == {"image_to_text_r1": 1.0, "text_to_image_r1": 1.0}
+    with pytest.raises(ValueError, match="a caption for each picture"):
+        likelihood_retrieval(table, ["a", "b"])

@@ -19,6 +19,7 @@ from vwlmm.loading import load_model
 from vwlmm.training import RESULT_FILE, is_finished, run
 from vwlmm.vlap.arithmetic import rank_of, read_triples, solve, write_caption
 from vwlmm.vlap.evaluate import evaluate
+from vwlmm.vlap.likelihood import caption_likelihoods, likelihood_retrieval
 from vwlmm.vlap.word_space import WordSpace
 
 RECIPE = Path("train/vlap/embedded.yaml")
@@ -26,12 +27,15 @@ TRIPLES = Path(__file__).with_name("emoji_arithmetic.jsonl")
 PAGE = Path("docs/vlap.md")
 ARMS = {"assignment and captioning": [], "captioning alone": ["objective.weights.assignment=0"]}
 NUM_CAPTIONS = 100  # of the 300 held-out pictures
+NUM_RANKED = 60  # of them are ranked by likelihood, which takes a pass of the LLM for every pair
 TOP = 10  # nearest words that count as a hit
 METRICS = {
     "image_to_text_r1": "picture → name R@1",
     "image_to_text_r5": "R@5",
     "text_to_image_r1": "name → picture R@1",
     "text_to_image_r5": "R@5",
+    "likelihood_image_to_text_r1": "by likelihood: picture → name R@1",
+    "likelihood_text_to_image_r1": "name → picture R@1",
     "word_f1": "caption, word F1",
     "exact": "caption, exact",
     "eval_lm_loss": "true caption, nats a token",
@@ -96,17 +100,22 @@ def arm_recipe(arm: str, seed: int, folder: Path, data: Path, overrides: list[st
 
 def score(folder: Path, recipe: Recipe, data: Path) -> dict[str, Any]:
     """Scores of a finished run on the held-out pictures; kept beside it, and read again."""
-    kept = folder / "scores.json"
-    if not kept.is_file():
+    pairs = json.loads((data / "captions_test.json").read_text(encoding="utf-8"))
+    kept, ranked = folder / "scores.json", folder / "ranked.json"
+    if not (kept.is_file() and ranked.is_file()):
         model, processor = load_model(folder)
-        pairs = json.loads((data / "captions_test.json").read_text(encoding="utf-8"))
+    if not kept.is_file():
         kinds = {"captions": recipe.objective["captions"], "num_captions": NUM_CAPTIONS}
         scores = evaluate(model, processor, pairs, data / "images", **kinds)
         kept.write_text(json.dumps(scores, indent=1, ensure_ascii=False), encoding="utf-8")
+    if not ranked.is_file():
+        names = [pair["caption"] for pair in pairs[:NUM_RANKED]]
+        files = [data / "images" / pair["image"] for pair in pairs[:NUM_RANKED]]
+        scores = likelihood_retrieval(caption_likelihoods(model, processor, files, names), names)
+        ranked.write_text(json.dumps({f"likelihood_{name}": value for name, value in scores.items()}, indent=1))
     result = json.loads((folder / RESULT_FILE).read_text())
-    return json.loads(kept.read_text(encoding="utf-8")) | {
-        name: result[name] for name in ("eval_lm_loss", "train_runtime")
-    }
+    scores = json.loads(kept.read_text(encoding="utf-8")) | json.loads(ranked.read_text())
+    return scores | {name: result[name] for name in ("eval_lm_loss", "train_runtime")}
 
 
 def arithmetic(folder: Path, data: Path) -> list[dict[str, Any]]:
@@ -145,7 +154,8 @@ def measured(
         f"`python -m vwlmm.demo.vlap`, {date.today().isoformat()}; {done} of {len(seeds)} seeds done; {steps} steps of "
         f"{batch} pairs, {minutes:.1f} minutes a run on one shared core. {first['num_pairs']} held-out emoji, the first "
         f"{first['num_captions']} captioned. Mean, and in brackets lowest to highest over the seeds. Chance is "
-        f"{1 / first['num_pairs']:.3f} at R@1 and {5 / first['num_pairs']:.3f} at R@5.",
+        f"{1 / first['num_pairs']:.3f} at R@1 and {5 / first['num_pairs']:.3f} at R@5; by likelihood the first {NUM_RANKED} are "
+        f"ranked, and chance is {1 / NUM_RANKED:.3f}.",
         "",
         "| | " + " | ".join(METRICS.values()) + " |",
         "|---|" + "---|" * len(METRICS),

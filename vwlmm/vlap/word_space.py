@@ -16,6 +16,17 @@ from vwlmm.objectives.vlap import mean_word
 from vwlmm.objectives.word_prior import word_mask
 
 
+@torch.inference_mode()
+def image_features(model: Any, processor: Any, images: Sequence[ImageSource], batch_size: int = 32) -> Tensor:
+    """The projected features of pictures, `[images, patches, hidden]`, fp32."""
+    parts = []
+    for start in range(0, len(images), batch_size):
+        pictures = [load_image(image) for image in images[start : start + batch_size]]
+        pixels = processor.image_processor(pictures, return_tensors="pt")["pixel_values"].to(model.device, model.dtype)
+        parts.append(torch.stack(list(model.get_image_features(pixels, return_dict=True).pooler_output)).float())
+    return torch.cat(parts)
+
+
 class WordSpace:
     """A model's word embeddings as directions, and where pictures and texts lie among them.
 
@@ -32,18 +43,9 @@ class WordSpace:
         self.mean = words[self.is_word].mean(0) if centred else words.new_zeros(words.shape[1])
         self.directions = F.normalize(words - self.mean, dim=-1)  # [vocab, hidden]
 
-    @torch.inference_mode()
     def features(self, images: Sequence[ImageSource], batch_size: int = 32) -> Tensor:
         """The projected features of pictures, `[images, patches, hidden]`, fp32."""
-        parts = []
-        for start in range(0, len(images), batch_size):
-            pictures = [load_image(image) for image in images[start : start + batch_size]]
-            pixels = self.processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
-            pixels = pixels.to(self.model.device, self.model.dtype)
-            parts.append(
-                torch.stack(list(self.model.get_image_features(pixels, return_dict=True).pooler_output)).float()
-            )
-        return torch.cat(parts)
+        return image_features(self.model, self.processor, images, batch_size)
 
     def images(self, images: Sequence[ImageSource], batch_size: int = 32) -> Tensor:
         """Pictures as unit vectors, `[images, hidden]`."""
@@ -100,23 +102,26 @@ class WordSpace:
 
 
 def retrieval_scores(images: Tensor, texts: Tensor, at: Sequence[int] = (1, 5)) -> dict[str, float]:
-    """R@k in both directions, row i of one belonging to row i of the other; a text that occurs twice is right both times.
+    """R@k in both directions by cosine, row i of one belonging to row i of the other.
 
     Args:
-        images, texts: unit vectors, `[pairs, hidden]`.
+        images, texts: unit vectors, `[pairs, hidden]`. A text that occurs twice is right both times.
 
     Raises:
         ValueError: different numbers of images and texts, or none.
     """
     if len(images) != len(texts) or not len(images):
         raise ValueError(f"Retrieval needs pairs, as many images as texts: got {len(images)} and {len(texts)}.")
-    cosines = images @ texts.T
-    same = texts @ texts.T > 1 - 1e-6  # [pairs, pairs]
+    return recall(images @ texts.T, texts @ texts.T > 1 - 1e-6, at)
+
+
+def recall(table: Tensor, same: Tensor, at: Sequence[int] = (1, 5)) -> dict[str, float]:
+    """R@k in both directions from scores `[images, texts]`; `same[i, j]` is True where text j is right for image i."""
     scores = {}
-    for name, table in (("image_to_text", cosines), ("text_to_image", cosines.T)):
+    for name, ranked, right in (("image_to_text", table, same), ("text_to_image", table.T, same.T)):
         for k in at:
-            best = table.topk(min(k, len(table)), dim=1).indices
-            scores[f"{name}_r{k}"] = float(same.gather(1, best).any(1).float().mean())
+            best = ranked.topk(min(k, ranked.shape[1]), dim=1).indices
+            scores[f"{name}_r{k}"] = float(right.gather(1, best).any(1).float().mean())
     return scores
 
 
