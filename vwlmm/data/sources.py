@@ -29,7 +29,8 @@ def open_records(path_or_name: str | Path, *, split: str | None = None, streamin
     if is_sharded(path_or_name):
         if not streaming:
             raise ValueError(
-                f"{path_or_name}: shards are read as a stream and have no length: set data.streaming: true."
+                f"{path_or_name}: shards are read as a stream, so train on them with data.streaming: true, which lists and "
+                "counts bad shards and pairs as it goes; nothing else reads them by number."
             )
         return ShardedPairs(path_or_name)
     if path.suffix in (".json", ".jsonl"):
