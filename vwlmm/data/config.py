@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from vwlmm.data.images import MAX_PIXELS
-from vwlmm.data.pairs import is_sharded
+from vwlmm.data.shards import is_sharded
 
 
 @dataclass

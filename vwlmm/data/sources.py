@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from vwlmm.data.json_files import JsonArray, JsonLines
-from vwlmm.data.pairs import ShardedPairs, is_sharded
 from vwlmm.data.records import Record, Records
+from vwlmm.data.shards import ShardedPairs, is_sharded
 
 
 def open_records(path_or_name: str | Path, *, split: str | None = None, streaming: bool = False) -> Records:

@@ -12,8 +12,8 @@ from small_runs import recipe
 
 from vwlmm.data.bad_row import BadRow
 from vwlmm.data.config import DataConfig
-from vwlmm.data.pairs import ShardedPairs, expand
 from vwlmm.data.rows import read_rows
+from vwlmm.data.shards import ShardedPairs, expand
 from vwlmm.training import RESULT_FILE, run
 
 
