@@ -8,10 +8,17 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from vwlmm.assembly import assemble
     from vwlmm.loading import load_model
-    from vwlmm.models import VisualWordLlavaConfig, VisualWordLlavaForConditionalGeneration
+    from vwlmm.models import (
+        DualEncoderConfig,
+        DualEncoderModel,
+        VisualWordLlavaConfig,
+        VisualWordLlavaForConditionalGeneration,
+    )
 
 # transformers takes seconds to import; `vwlmm --help` and `vwlmm.functional` do without it.
 _LAZY = {
+    "DualEncoderConfig": "vwlmm.models",
+    "DualEncoderModel": "vwlmm.models",
     "VisualWordLlavaConfig": "vwlmm.models",
     "VisualWordLlavaForConditionalGeneration": "vwlmm.models",
     "assemble": "vwlmm.assembly",
@@ -19,6 +26,8 @@ _LAZY = {
 }
 
 __all__ = [
+    "DualEncoderConfig",
+    "DualEncoderModel",
     "VisualWordLlavaConfig",
     "VisualWordLlavaForConditionalGeneration",
     "__version__",
