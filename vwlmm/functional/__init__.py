@@ -13,6 +13,7 @@ from vwlmm.functional.assignment import (
     logsumexp_over_ranks,
 )
 from vwlmm.functional.cka import linear_cka
+from vwlmm.functional.contrastive import contrastive_loss
 from vwlmm.functional.language_model import language_model_loss
 from vwlmm.functional.pseudo_features import pseudo_image_features
 from vwlmm.functional.transport import sinkhorn
@@ -24,6 +25,7 @@ __all__ = [
     "VisualWordTerms",
     "assign_words",
     "assignment_loss",
+    "contrastive_loss",
     "language_model_loss",
     "linear_cka",
     "logsumexp_over_ranks",

@@ -5,6 +5,7 @@ model = DualEncoderModel.from_towers("facebook/dinov2-large", "sentence-transfor
 Paper: "Harnessing Frozen Unimodal Encoders for Flexible Multimodal Alignment" (arXiv 2409.19425).
 """
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,7 +138,8 @@ class DualEncoderModel(PreTrainedModel):
                 towers[kind] = load_tower(given, kind, revision=revisions[kind], dtype=dtype)
                 fields |= {f"{kind}_tower": str(given), f"{kind}_revision": revisions[kind]}
                 fields[f"{kind}_fingerprint"] = fingerprint(towers[kind])
-            fields[f"{kind}_config"] = towers[kind].config
+            # A copy: our own __init__ resets the attention implementation of the configurations it is given.
+            fields[f"{kind}_config"] = copy.deepcopy(towers[kind].config)
         switches.setdefault("embed_dim", tower_width(fields["text_config"]))
         config = DualEncoderConfig(**fields, **switches)
         model = cls(config, leave_out=KINDS).to(dtype)
