@@ -15,8 +15,10 @@ from typing import Any
 import yaml
 
 from vwlmm.data.config import DataConfig
+from vwlmm.data.pairs_config import PairDataConfig
 from vwlmm.evaluation.settings import ValidationConfig
 from vwlmm.objectives import OBJECTIVES
+from vwlmm.pair_recipe import PairModelConfig
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -79,14 +81,18 @@ class LoraConfig:
             raise ValueError(f"lora.r is a rank of at least 1: got {self.r}.")
 
 
+# Objective → its `model` and `data` sections, where they are not those of a model that generates text.
+SECTIONS: dict[str, tuple[type, type]] = {"freeze_align": (PairModelConfig, PairDataConfig)}
+
+
 @dataclass
 class Recipe:
     """One run, as its YAML says it; `training` holds `transformers.TrainingArguments` and `resume`."""
 
-    model: ModelConfig
+    model: Any  # a ModelConfig, or what SECTIONS says for the objective
     objective: dict[str, Any]
     trainable: dict[str, float | None]
-    data: DataConfig
+    data: Any  # a DataConfig, or what SECTIONS says for the objective
     training: dict[str, Any]
     lora: LoraConfig | None = None
     evaluation: ValidationConfig | None = None
@@ -149,19 +155,20 @@ def _recipe(sections: dict[str, Any], path: Path) -> Recipe:
     for name in known[:5]:
         if not isinstance(sections.get(name), dict):
             raise ValueError(f"a recipe needs the section `{name}`, with keys and values: got {sections.get(name)!r}.")
+    method = sections["objective"].get("name")
+    if not isinstance(method, str) or method not in OBJECTIVES:
+        raise ValueError(f"objective.name: unknown method {method!r}. {nearest(str(method), list(OBJECTIVES))}")
+    model_config, data_config = SECTIONS.get(method, (ModelConfig, DataConfig))
     recipe = Recipe(
-        model=_build(ModelConfig, sections["model"], "model"),
+        model=_build(model_config, sections["model"], "model"),
         objective=sections["objective"],
         trainable=_rates(sections["trainable"]),
-        data=_build(DataConfig, sections["data"], "data"),
+        data=_build(data_config, sections["data"], "data"),
         training=_training(sections["training"]),
         lora=_build(LoraConfig, sections["lora"], "lora") if sections.get("lora") is not None else None,
         evaluation=_validation(sections.get("evaluation")),
         source=path,
     )
-    method = recipe.objective.get("name")
-    if not isinstance(method, str) or method not in OBJECTIVES:
-        raise ValueError(f"objective.name: unknown method {method!r}. {nearest(str(method), list(OBJECTIVES))}")
     recipe.objective_object()
     if "learning_rate" not in recipe.training and None in recipe.trainable.values():
         raise ValueError("trainable: a module without a rate takes training.learning_rate, which is not given.")
@@ -192,6 +199,8 @@ def _validation(section: dict[str, Any] | None) -> ValidationConfig | None:
 
 def _check_lora(recipe: Recipe) -> None:
     """Adapters are read again on top of the model they were trained on: that one has to be on disk, and to stay itself."""
+    if not isinstance(recipe.model, ModelConfig):
+        raise ValueError(f"lora adapts an LLM, and a {recipe.objective['name']} model has none: leave the section out.")
     if recipe.model.init_from is None:
         raise ValueError(
             "lora adapts a trained model, and is read again on top of it: give model.init_from (stage 1 trains the projector "

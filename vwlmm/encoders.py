@@ -118,7 +118,7 @@ def load_vision_encoder(
         OSError: no such folder or repository, or one without a preprocessor_config.json.
     """
     source = str(resolve(source))
-    processor = AutoImageProcessor.from_pretrained(source, revision=revision, backend="pil")
+    processor = load_image_processor(source, revision)
     model: Any = load_tower(source, "vision", revision=revision, dtype=dtype)
     return VisionEncoder(model.to(_device(device)), processor, source, revision, feature_layer)
 
@@ -157,6 +157,11 @@ def load_text_encoder(
     tokenizer = load_tokenizer(source, revision)
     length = max_length or settings.get("max_length") or _positions(model, tokenizer)
     return TextEncoder(model, tokenizer, source, revision, pooling, length, layers.to(model.device, model.dtype))
+
+
+def load_image_processor(source: str | Path, revision: str | None = None) -> Any:
+    """The image processor of a vision tower, in its PIL form."""
+    return AutoImageProcessor.from_pretrained(str(source), revision=revision, backend="pil")
 
 
 def load_tokenizer(source: str | Path, revision: str | None = None) -> Any:

@@ -38,7 +38,9 @@ def find_module(model: nn.Module, name: str) -> str:
     if not paths:
         top = ["multi_modal_projector", "vm_head", "language_model", "lm_head", "vision_tower"]
         present = [path for path in top if any(p.endswith(path) for p, _ in model.named_modules())]
-        close = difflib.get_close_matches(name, present or [p for p, _ in model.named_children()], n=1, cutoff=0.5)
+        if len(present) < 2:  # no LLM with a vision tower: its own parts
+            present = [path for path, _ in model.named_children()]
+        close = difflib.get_close_matches(name, present, n=1, cutoff=0.5)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         raise ValueError(f"Recipe names trainable module {name!r}, but the model has: {', '.join(present)}.{hint}")
     outermost = [path for path in paths if not any(path.startswith(other + ".") for other in paths)]

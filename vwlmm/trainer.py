@@ -12,6 +12,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from vwlmm.flops import StepFlops, peak_flops
 from vwlmm.loading import load_model
+from vwlmm.models import DualEncoderModel
 from vwlmm.models.checksums import write_checksums
 from vwlmm.trainable import LearningRates
 
@@ -41,7 +42,8 @@ class ObjectiveTrainer(Trainer):
         inner = self.accelerator.unwrap_model(self.model)
         self.has_adapters = hasattr(inner, "get_base_model")
         self.base_model = inner.get_base_model() if self.has_adapters else inner
-        self._flops = StepFlops(self.base_model)
+        # Of a pair of encoders nothing is counted: its towers may not even run, when features come from a cache.
+        self._flops = None if isinstance(self.base_model, DualEncoderModel) else StepFlops(self.base_model)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
@@ -75,12 +77,12 @@ class ObjectiveTrainer(Trainer):
     ) -> Any:
         outputs = model(**inputs, objective=self.objective)
         self._terms.add(outputs.terms)
-        images = inputs.get("pixel_values")
+        images = inputs.get("pixel_values", inputs.get("vision_features"))
         own = self.base_model.count_items(inputs, self.objective)
         self._work.add(
             {
                 "tokens": inputs["attention_mask"].sum(),
-                "rows": torch.tensor(len(inputs["input_ids"])),
+                "rows": torch.tensor(len(inputs["attention_mask"])),
                 "images": torch.tensor(0 if images is None else len(images)),
                 **{f"items_{name}": count for name, count in own.items()},
             }
@@ -134,17 +136,19 @@ class ObjectiveTrainer(Trainer):
         now = time.perf_counter()
         seconds, self._since = now - self._since, now
         work = self._work.reduce(self.accelerator)
+        speed = {
+            "tokens_per_second": work.get("tokens", 0) / seconds,
+            "images_per_second": work.get("images", 0) / seconds,
+        }
+        if self._flops is None:
+            return speed
         flops = self._flops(
             tokens=int(work.get("tokens", 0)),
             rows=int(work.get("rows", 0)),
             images=int(work.get("images", 0)),
             num_items={name.removeprefix("items_"): int(n) for name, n in work.items() if name.startswith("items_")},
         )
-        speed = {
-            "tokens_per_second": work.get("tokens", 0) / seconds,
-            "images_per_second": work.get("images", 0) / seconds,
-            "tflops_per_second": flops / seconds / 1e12,
-        }
+        speed["tflops_per_second"] = flops / seconds / 1e12
         peak = peak_flops()
         if peak is not None:
             speed["mfu"] = flops / seconds / peak / self.accelerator.num_processes
@@ -186,7 +190,10 @@ class ObjectiveTrainer(Trainer):
             return
         # On disk the tensors have LLaVA's names, which from_pretrained turns into ours. Trainer would match none of them,
         # warn, and train on from the weights the run began with.
-        saved, _ = load_model(resume_from_checkpoint, device="cpu")
+        if isinstance(self.base_model, DualEncoderModel):
+            saved: Any = type(self.base_model).from_pretrained(resume_from_checkpoint)
+        else:
+            saved, _ = load_model(resume_from_checkpoint, device="cpu")
         self.base_model.load_state_dict(saved.state_dict())
 
     def _load_best_model(self) -> None:

@@ -19,9 +19,11 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from vwlmm.config import ModelConfig, Recipe, write_recipe
 from vwlmm.data.collator import Collator
 from vwlmm.data.dataset import load_datasets
+from vwlmm.data.pairs_config import PairDataConfig
 from vwlmm.data.templates import chat_template_for
 from vwlmm.embedded import resolve
 from vwlmm.models.checksums import write_checksums
+from vwlmm.pair_recipe import PairModelConfig
 from vwlmm.trainable import LearningRates, add_lora, set_trainable
 from vwlmm.trainer import ObjectiveTrainer
 
@@ -54,8 +56,8 @@ def run(recipe: Recipe) -> Path:
     model, rates = _learners(model, recipe)
     for path in (recipe.data.path, recipe.data.validation_path, recipe.data.images):
         resolve(Path(path or "").parent)  # a file of the embedded data is prepared on first use
-    train, validation = load_datasets(recipe.data, processor, seed=arguments.seed)
-    if recipe.model.init_from is None and recipe.model.projector_norm:
+    train, validation, collator = _data(recipe, model, processor, arguments)
+    if recipe.model.init_from is None and getattr(recipe.model, "projector_norm", False):
         _measure_features(model, train)
     trainer = ObjectiveTrainer(
         model=model,
@@ -65,7 +67,7 @@ def run(recipe: Recipe) -> Path:
         train_dataset=train,
         eval_dataset=validation,
         processing_class=processor,
-        data_collator=Collator(processor, quarantine=output_dir if recipe.data.on_bad_row == "quarantine" else None),
+        data_collator=collator,
     )
     benchmarks = None
     if recipe.evaluation is not None:
@@ -73,6 +75,10 @@ def run(recipe: Recipe) -> Path:
 
         benchmarks = BenchmarkCallback(trainer, processor, recipe.evaluation)
         trainer.add_callback(benchmarks)
+    if validation is not None and isinstance(recipe.data, PairDataConfig):
+        from vwlmm.pair_training import RetrievalCallback
+
+        trainer.add_callback(RetrievalCallback(validation, collator, arguments.per_device_eval_batch_size))
     if trainer.is_world_process_zero():
         output_dir.mkdir(parents=True, exist_ok=True)
         write_recipe(recipe, output_dir / RECIPE_FILE)
@@ -110,8 +116,25 @@ def is_finished(recipe: Recipe) -> bool:
     return (output_dir / RESULT_FILE).is_file()
 
 
-def build_model(config: ModelConfig, *, quantize: str | None = None) -> tuple[Any, Any]:
+def _data(recipe: Recipe, model: Any, processor: Any, arguments: TrainingArguments) -> tuple[Any, Any, Any]:
+    """Training rows, validation rows or None, and what makes batches of them."""
+    output_dir = Path(recipe.training["output_dir"])
+    if isinstance(recipe.data, PairDataConfig):
+        from vwlmm.pair_training import load_pairs, make_collator
+
+        train, validation = load_pairs(recipe.data, model, processor, arguments)
+        return train, validation, make_collator(processor, recipe.data, output_dir)
+    rows, held_out = load_datasets(recipe.data, processor, seed=arguments.seed)
+    quarantine = output_dir if recipe.data.on_bad_row == "quarantine" else None
+    return rows, held_out, Collator(processor, quarantine=quarantine)
+
+
+def build_model(config: ModelConfig | PairModelConfig, *, quantize: str | None = None) -> tuple[Any, Any]:
     """The model and processor that a recipe's `model` section describes."""
+    if isinstance(config, PairModelConfig):
+        from vwlmm.pair_training import build_pair
+
+        return build_pair(config)
     from vwlmm.assembly import assemble, initialise_vm_head
     from vwlmm.loading import has_vm_head, load_model
 

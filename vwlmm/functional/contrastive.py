@@ -127,7 +127,7 @@ class _Contrastive(torch.autograd.Function):
         if own is not None and others is not None:
             made = [*own, by_heat, *([None, None] if all_images is None else others)]
             ctx.gradients = [
-                None if gradient is None or not needed else gradient.to(tensor.dtype)
+                None if gradient is None or tensor is None or not needed else gradient.to(tensor.dtype)
                 for gradient, needed, tensor in zip(made, ctx.needs_input_grad, given, strict=False)
             ]
         return total

@@ -6,6 +6,7 @@ Paper: "Harnessing Frozen Unimodal Encoders for Flexible Multimodal Alignment" (
 """
 
 import copy
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput
 
 from vwlmm.models.dual_encoder_configuration import DualEncoderConfig
-from vwlmm.models.token_projectors import make_projection, masked_mean
+from vwlmm.models.token_projectors import Temperature, make_projection, masked_mean
 from vwlmm.models.towers import (
     KINDS,
     fingerprint,
@@ -101,7 +102,7 @@ class DualEncoderModel(PreTrainedModel):
         # it only works where both are equal, and then this is the same.
         pooled = text if self.local_text_projection is None else width
         self.text_projection = make_projection(config.text_projection, pooled, width, dropout)
-        self.temperature = nn.Parameter(torch.tensor(float(config.temperature_init)))
+        self.temperature = Temperature(config.temperature_init, config.temperature_min, config.temperature_max)
         self.vision_tower: Any = None
         self.text_tower: Any = None
         for kind in KINDS:
@@ -130,19 +131,23 @@ class DualEncoderModel(PreTrainedModel):
             dtype: of all weights.
             switches: fields of `DualEncoderConfig`. `embed_dim` is the text tower's width where it is not given.
         """
-        towers = {"vision": vision, "text": text}
+        given: dict[str, Any] = {"vision": vision, "text": text}
         revisions = {"vision": vision_revision, "text": text_revision}
+        towers: dict[str, Any] = {}
         fields: dict[str, Any] = {}
-        for kind, given in towers.items():
-            if not isinstance(given, PreTrainedModel):
-                towers[kind] = load_tower(given, kind, revision=revisions[kind], dtype=dtype)
-                fields |= {f"{kind}_tower": str(given), f"{kind}_revision": revisions[kind]}
+        for kind, tower in given.items():
+            if isinstance(tower, PreTrainedModel):
+                towers[kind] = tower
+            else:
+                towers[kind] = load_tower(tower, kind, revision=revisions[kind], dtype=dtype)
+                fields |= {f"{kind}_tower": str(tower), f"{kind}_revision": revisions[kind]}
                 fields[f"{kind}_fingerprint"] = fingerprint(towers[kind])
             # A copy: our own __init__ resets the attention implementation of the configurations it is given.
             fields[f"{kind}_config"] = copy.deepcopy(towers[kind].config)
         switches.setdefault("embed_dim", tower_width(fields["text_config"]))
         config = DualEncoderConfig(**fields, **switches)
-        model = cls(config, leave_out=KINDS).to(dtype)
+        model: Any = cls(config, leave_out=KINDS)
+        model.to(dtype)
         for kind, tower in towers.items():
             model._put_in(kind, tower.to(dtype).requires_grad_(False))
         return model.eval()
@@ -190,20 +195,14 @@ class DualEncoderModel(PreTrainedModel):
     def get_image_features(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
         """As transformers' dual encoders: the tower's tokens, and as `pooler_output` the projected image before scaling."""
         tokens = self.vision_tokens(pixel_values)
-        return BaseModelOutputWithPooling(last_hidden_state=tokens, pooler_output=self._project_image(tokens))  # type: ignore[arg-type]
+        return BaseModelOutputWithPooling(last_hidden_state=tokens, pooler_output=self._project_image(tokens))
 
     def get_text_features(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
     ) -> BaseModelOutputWithPooling:
         """As transformers' dual encoders: the tower's tokens, and as `pooler_output` the projected text before scaling."""
         tokens, mask = self._text_tokens_of(input_ids, attention_mask, None)
-        return BaseModelOutputWithPooling(last_hidden_state=tokens, pooler_output=self._project_text(tokens, mask))  # type: ignore[arg-type]
-
-    def clamped_temperature(self) -> Tensor:
-        """The divisor of the cosines, a scalar in its range."""
-        low, high = self.config.temperature_min, self.config.temperature_max
-        # The gradient passes as if nothing was clamped, so that a temperature at its bound can come back from there.
-        return self.temperature + (self.temperature.clamp(low, high) - self.temperature).detach()
+        return BaseModelOutputWithPooling(last_hidden_state=tokens, pooler_output=self._project_text(tokens, mask))
 
     def forward(
         self,
@@ -224,13 +223,10 @@ class DualEncoderModel(PreTrainedModel):
             objective: an objective of `vwlmm.objectives`.
             num_items: by term, how many pairs the global batch has; this batch's own when None.
         """
-        if self.training:
-            with torch.no_grad():  # the released code clamps the parameter itself, at every forward
-                self.temperature.clamp_(self.config.temperature_min, self.config.temperature_max)
         rows = getattr(objective, "embed_rows", None)
         images = _in_pieces(self._embed_images, rows, pixel_values, vision_features)
         texts = _in_pieces(self._embed_texts, rows, input_ids, attention_mask, text_features)
-        temperature = self.clamped_temperature()
+        temperature = self.temperature()
         if objective is None:
             logits = images @ texts.T / temperature
             return DualEncoderOutput(
@@ -256,15 +252,19 @@ class DualEncoderModel(PreTrainedModel):
         return self
 
     def save_pretrained(
-        self, save_directory: str | Path, *args: Any, state_dict: dict[str, Any] | None = None, **kwargs: Any
-    ) -> None:
+        self,
+        save_directory: str | os.PathLike[Any],
+        is_main_process: bool = True,
+        state_dict: dict[Any, Any] | None = None,
+        **kwargs: Any,
+    ) -> Any:
         """Saves projectors, temperature and towers' names; of the towers' weights only those that lie nowhere else."""
         stored = [kind for kind in KINDS if self._must_store(kind)]
         self.config.stored_towers = stored
         left_out = tuple(f"{kind}_tower." for kind in KINDS if kind not in stored)
         whole = self.state_dict() if state_dict is None else state_dict
         kept = {name: tensor for name, tensor in whole.items() if not name.startswith(left_out)} if left_out else whole
-        super().save_pretrained(save_directory, *args, state_dict=kept, **kwargs)
+        return super().save_pretrained(save_directory, is_main_process, kept, **kwargs)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
@@ -287,9 +287,10 @@ class DualEncoderModel(PreTrainedModel):
         config.update(moved)
         elsewhere = tuple(kind for kind in KINDS if kind not in (config.stored_towers or []))
         with_info = kwargs.pop("output_loading_info", False)
-        model, info = super().from_pretrained(
+        loaded: Any = super().from_pretrained(
             pretrained_model_name_or_path, *args, config=config, leave_out=elsewhere, output_loading_info=True, **kwargs
         )
+        model, info = loaded
         if info["missing_keys"] or info["unexpected_keys"]:
             raise ValueError(
                 f"{pretrained_model_name_or_path} does not hold the tensors of this pair. Missing: "

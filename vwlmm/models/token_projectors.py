@@ -43,6 +43,27 @@ class ResidualHead(nn.Module):
         return self.norm(projected + self.dropout(self.fc(nn.functional.gelu(projected))))
 
 
+class Temperature(nn.Module):
+    """The learned divisor of the cosines, kept in a range."""
+
+    def __init__(self, start: float, low: float, high: float) -> None:
+        super().__init__()
+        self.low, self.high, self.start = low, high, start
+        self.value = nn.Parameter(torch.tensor(float(start)))
+
+    def reset_parameters(self) -> None:
+        nn.init.constant_(self.value, self.start)
+
+    def forward(self) -> Tensor:
+        """The divisor, a scalar."""
+        if self.training:
+            with torch.no_grad():  # the released code clamps the parameter itself, at every forward
+                self.value.clamp_(self.low, self.high)
+        # A sharded optimiser keeps its own copy, which no clamp reaches: what is used is clamped again, and the gradient
+        # passes as if it was not, so that a temperature at its bound can come back from there.
+        return self.value + (self.value.clamp(self.low, self.high) - self.value).detach()
+
+
 def make_projection(kind: str, in_features: int, out_features: int, dropout: float = 0.1) -> nn.Module | None:
     """A projection by its name in the configuration: `token`, `mlp` (residual head), `linear`; None for `identity`."""
     if kind == "token":

@@ -84,7 +84,7 @@ def _is_text_encoder(config: PreTrainedConfig) -> bool:
 
 def tower_width(config: PreTrainedConfig) -> int:
     """How wide a tower's tokens are."""
-    widths = getattr(config, "hidden_sizes", None)  # ConvNeXt and its like name one width a stage
+    widths: Any = getattr(config, "hidden_sizes", None)  # ConvNeXt and its like name one width a stage
     width = getattr(config, "hidden_size", None) or getattr(config, "dim", None) or getattr(config, "d_model", None)
     if width is None and not widths:
         raise ValueError(f"The configuration of this tower ({config.model_type}) does not say how wide its tokens are.")
