@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from PIL import Image
+from small_pairs import save_pairs, save_towers
 from small_runs import save_model, save_parts, save_rows
 from tiny import make_processor, tiny_config
 
@@ -64,3 +65,15 @@ def trained(parts, tmp_path_factory) -> Path:
 def rows(tmp_path_factory) -> Path:
     """A folder with pictures, captions.json (8 pictures) and instruct.json (5 with a picture, 1 with two, 2 without)."""
     return save_rows(tmp_path_factory.mktemp("rows"))
+
+
+@pytest.fixture(scope="session")
+def towers(tmp_path_factory) -> Path:
+    """A folder with `vision` (DINOv2 of 2×2 patches) and `text` (BERT), both 16 wide, saved."""
+    return save_towers(tmp_path_factory.mktemp("towers"))
+
+
+@pytest.fixture
+def pairs(tmp_path) -> Path:
+    """A folder with captions.jsonl and its eight pictures."""
+    return save_pairs(tmp_path)

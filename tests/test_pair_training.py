@@ -8,69 +8,13 @@ import tarfile
 import pytest
 import torch
 from PIL import Image
-from small_runs import image_processor, logs, moved, plain_tokenizer, recipe, weights
-from transformers import BertConfig, BertModel, Dinov2Config, Dinov2Model
+from small_pairs import COLOURS, SMALL, pair_sections
+from small_runs import logs, moved, recipe, weights
+from transformers import Dinov2Config, Dinov2Model
 
 from vwlmm import DualEncoderModel
 from vwlmm.data.bad_row import BadRow
 from vwlmm.training import run
-
-SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
-COLOURS = ("red", "green", "blue", "white", "black", "yellow", "purple", "orange")
-
-
-@pytest.fixture(scope="module")
-def towers(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("towers")
-    torch.manual_seed(5)
-    Dinov2Model(Dinov2Config(**SMALL, image_size=28, patch_size=14)).save_pretrained(folder / "vision")
-    image_processor().save_pretrained(folder / "vision")
-    tokenizer = plain_tokenizer()
-    tokenizer.pad_token = "<unk>"
-    config = BertConfig(**SMALL, intermediate_size=32, vocab_size=len(tokenizer), max_position_embeddings=64)
-    BertModel(config).save_pretrained(folder / "text")
-    tokenizer.save_pretrained(folder / "text")
-    return folder
-
-
-@pytest.fixture
-def pairs(tmp_path):
-    """captions.jsonl and eight coloured pictures."""
-    rows = []
-    for number, colour in enumerate(COLOURS):
-        Image.new("RGB", (30 + number, 40), colour).save(tmp_path / f"{colour}.png")
-        rows.append({"id": colour, "image": f"{colour}.png", "caption": f"a {colour} picture" + " of a shape" * number})
-    (tmp_path / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return tmp_path
-
-
-def sections(towers, pairs, out):
-    parts = (
-        "local_vision_projection",
-        "cls_vision_projection",
-        "local_text_projection",
-        "text_projection",
-        "temperature",
-    )
-    return {
-        "model": {
-            "vision_tower": str(towers / "vision"),
-            "text_tower": str(towers / "text"),
-            "switches": {"embed_dim": 12, "projector_dropout": 0.0},
-        },
-        "objective": {"name": "freeze_align"},
-        "trainable": dict.fromkeys(parts, 1e-2),
-        "data": {"path": str(pairs / "captions.jsonl"), "num_workers": 0},
-        "training": {
-            "output_dir": str(out),
-            "max_steps": 3,
-            "per_device_train_batch_size": 8,
-            "logging_steps": 1,
-            "save_strategy": "no",
-            "lr_scheduler_type": "constant",
-            "disable_tqdm": True,
-        },
-    }
 
 
 def trained(file, content, *overrides):
@@ -82,7 +26,7 @@ def losses(folder):
 
 
 def test_a_run_moves_the_projectors_and_leaves_a_folder_that_opens(towers, pairs, tmp_path):
-    out = trained(tmp_path / "r.yaml", sections(towers, pairs, tmp_path / "out"))
+    out = trained(tmp_path / "r.yaml", pair_sections(towers, pairs, tmp_path / "out"))
     assert losses(out)[-1] < losses(out)[0]
     again = DualEncoderModel.from_pretrained(out)
     assert set(weights(out)) == {name for name, p in again.named_parameters() if p.requires_grad}
@@ -97,18 +41,18 @@ def test_a_run_moves_the_projectors_and_leaves_a_folder_that_opens(towers, pairs
 
 
 def test_a_run_goes_on_from_its_checkpoint_as_if_it_had_not_been_cut_short(towers, pairs, tmp_path):
-    whole = trained(tmp_path / "a.yaml", sections(towers, pairs, tmp_path / "whole"), "training.max_steps=4")
+    whole = trained(tmp_path / "a.yaml", pair_sections(towers, pairs, tmp_path / "whole"), "training.max_steps=4")
     saving = "training.max_steps=4", "training.save_strategy=steps", "training.save_steps=2"
-    out = trained(tmp_path / "b.yaml", sections(towers, pairs, tmp_path / "cut"), *saving)
+    out = trained(tmp_path / "b.yaml", pair_sections(towers, pairs, tmp_path / "cut"), *saving)
     (out / "result.json").unlink()
     shutil.rmtree(out / "checkpoint-4")
-    trained(tmp_path / "b.yaml", sections(towers, pairs, tmp_path / "cut"), *saving)
+    trained(tmp_path / "b.yaml", pair_sections(towers, pairs, tmp_path / "cut"), *saving)
     assert losses(out) == pytest.approx(losses(whole), rel=1e-5)
 
 
 def test_a_recipe_can_go_on_from_a_trained_pair(towers, pairs, tmp_path):
-    first = trained(tmp_path / "a.yaml", sections(towers, pairs, tmp_path / "first"))
-    content = sections(towers, pairs, tmp_path / "second")
+    first = trained(tmp_path / "a.yaml", pair_sections(towers, pairs, tmp_path / "first"))
+    content = pair_sections(towers, pairs, tmp_path / "second")
     content["model"] = {"init_from": str(first)}
     content["trainable"] = {"text_projection": 1e-2}
     second = trained(tmp_path / "b.yaml", content)
@@ -117,18 +61,18 @@ def test_a_recipe_can_go_on_from_a_trained_pair(towers, pairs, tmp_path):
 
 
 def test_cached_features_give_the_same_losses(towers, pairs, tmp_path, caplog):
-    plain = trained(tmp_path / "a.yaml", sections(towers, pairs, tmp_path / "plain"))
+    plain = trained(tmp_path / "a.yaml", pair_sections(towers, pairs, tmp_path / "plain"))
     cache = f"data.cache={tmp_path / 'cache'}"
-    cached = trained(tmp_path / "b.yaml", sections(towers, pairs, tmp_path / "cached"), cache)
+    cached = trained(tmp_path / "b.yaml", pair_sections(towers, pairs, tmp_path / "cached"), cache)
     assert losses(cached) == pytest.approx(losses(plain), abs=1e-5)
     assert "8 rows, 40 tokens of 16 × float32: 0.0 MB" in caplog.text
     stamps = {file: file.stat().st_mtime_ns for file in (tmp_path / "cache").rglob("*.*")}
-    trained(tmp_path / "c.yaml", sections(towers, pairs, tmp_path / "again"), cache)
+    trained(tmp_path / "c.yaml", pair_sections(towers, pairs, tmp_path / "again"), cache)
     assert stamps == {file: file.stat().st_mtime_ns for file in (tmp_path / "cache").rglob("*.*")}
 
 
 def test_validation_pairs_are_scored_by_loss_and_retrieval(towers, pairs, tmp_path):
-    content = sections(towers, pairs, tmp_path / "out")
+    content = pair_sections(towers, pairs, tmp_path / "out")
     out = trained(tmp_path / "a.yaml", content, f"data.validation_path={pairs / 'captions.jsonl'}")
     result = json.loads((out / "result.json").read_text())
     assert result["eval_image_to_text_r10"] == result["eval_text_to_image_r10"] == 1.0
@@ -148,8 +92,8 @@ def test_validation_pairs_are_scored_by_loss_and_retrieval(towers, pairs, tmp_pa
 )
 def test_a_cache_of_something_else_is_refused(towers, pairs, tmp_path, change, message):
     cache = f"data.cache={tmp_path / 'cache'}"
-    trained(tmp_path / "a.yaml", sections(towers, pairs, tmp_path / "first"), cache)
-    content = sections(towers, pairs, tmp_path / "second")
+    trained(tmp_path / "a.yaml", pair_sections(towers, pairs, tmp_path / "first"), cache)
+    content = pair_sections(towers, pairs, tmp_path / "second")
     if change.pop("tower", False):
         torch.manual_seed(6)
         other = shutil.copytree(towers / "vision", tmp_path / "other")
@@ -167,16 +111,16 @@ def test_a_cache_of_something_else_is_refused(towers, pairs, tmp_path, change, m
 
 def test_a_damaged_cache_is_noticed(towers, pairs, tmp_path):
     cache = f"data.cache={tmp_path / 'cache'}"
-    trained(tmp_path / "a.yaml", sections(towers, pairs, tmp_path / "first"), cache)
+    trained(tmp_path / "a.yaml", pair_sections(towers, pairs, tmp_path / "first"), cache)
     features = tmp_path / "cache" / "train" / "vision" / "features.bin"
     data = bytearray(features.read_bytes())
     data[100] ^= 1
     features.write_bytes(data)
     with pytest.raises(ValueError, match="is damaged: row 0 is not what was written"):
-        trained(tmp_path / "b.yaml", sections(towers, pairs, tmp_path / "second"), cache)
+        trained(tmp_path / "b.yaml", pair_sections(towers, pairs, tmp_path / "second"), cache)
     features.write_bytes(data[:-4])
     with pytest.raises(ValueError, match=r"is damaged: features\.bin has"):
-        trained(tmp_path / "c.yaml", sections(towers, pairs, tmp_path / "third"), cache)
+        trained(tmp_path / "c.yaml", pair_sections(towers, pairs, tmp_path / "third"), cache)
 
 
 @pytest.mark.parametrize(
@@ -188,7 +132,7 @@ def test_a_damaged_cache_is_noticed(towers, pairs, tmp_path):
     ],
 )
 def test_what_cannot_be_cached_is_refused(towers, pairs, tmp_path, overrides, message):
-    content = sections(towers, pairs, tmp_path / "out")
+    content = pair_sections(towers, pairs, tmp_path / "out")
     with pytest.raises(ValueError, match=message):
         trained(tmp_path / "a.yaml", content, f"data.cache={tmp_path / 'cache'}", *overrides)
 
@@ -197,7 +141,7 @@ def test_a_caption_that_is_not_text_stops_the_run_and_names_the_row(towers, pair
     rows = (pairs / "captions.jsonl").read_text().splitlines()
     rows[3] = json.dumps({"id": "white", "image": "white.png", "caption": 7})
     (pairs / "captions.jsonl").write_text("\n".join(rows))
-    content = sections(towers, pairs, tmp_path / "out")
+    content = pair_sections(towers, pairs, tmp_path / "out")
     with pytest.raises(BadRow, match=r"line 4 \(id white\), field 'caption': expected a caption in words, found int 7"):
         trained(tmp_path / "a.yaml", content)
 
@@ -208,7 +152,7 @@ def test_bad_pairs_are_left_out_and_listed(towers, pairs, tmp_path, cached):
     rows = (pairs / "captions.jsonl").read_text().replace("a red picture", "")
     (pairs / "captions.jsonl").write_text(rows)
     overrides = ["data.on_bad_row=quarantine"] + [f"data.cache={tmp_path / 'cache'}"] * cached
-    out = trained(tmp_path / "a.yaml", sections(towers, pairs, tmp_path / "out"), *overrides)
+    out = trained(tmp_path / "a.yaml", pair_sections(towers, pairs, tmp_path / "out"), *overrides)
     listed = [json.loads(line) for line in (out / "quarantine.jsonl").read_text().splitlines()]
     assert sorted(row["row_id"] for row in listed) == ["blue", "red"]
 
@@ -227,7 +171,7 @@ def save_tar(file, pairs, rows=8):
 def test_pairs_are_read_from_tar_shards_by_a_pattern(towers, pairs, tmp_path):
     save_tar(tmp_path / "s-0.tar", pairs, 3)
     save_tar(tmp_path / "s-1.tar", pairs)
-    content = sections(towers, pairs, tmp_path / "out")
+    content = pair_sections(towers, pairs, tmp_path / "out")
     out = trained(tmp_path / "a.yaml", content, f"data.path={tmp_path}/s-*.tar", "training.max_steps=-1")
     assert logs(out)[-1]["epoch"] == 3
 
@@ -236,7 +180,7 @@ def test_a_broken_shard_is_named(towers, pairs, tmp_path):
     shard = save_tar(tmp_path / "s.tar", pairs)
     shard.write_bytes(shard.read_bytes()[:5000])
     with pytest.raises(ValueError, match=r"s.tar: expected a whole tar shard, could read \d rows of it"):
-        trained(tmp_path / "a.yaml", sections(towers, pairs, tmp_path / "out"), f"data.path={shard}")
+        trained(tmp_path / "a.yaml", pair_sections(towers, pairs, tmp_path / "out"), f"data.path={shard}")
 
 
 def test_pairs_are_read_from_csv_and_parquet(towers, pairs, tmp_path):
@@ -251,7 +195,7 @@ def test_pairs_are_read_from_csv_and_parquet(towers, pairs, tmp_path):
     found = []
     for name in ("captions.jsonl", "captions.csv", "captions.parquet"):
         out = tmp_path / name.replace(".", "_")
-        content = sections(towers, pairs, out)
+        content = pair_sections(towers, pairs, out)
         found.append(losses(trained(tmp_path / "a.yaml", content, f"data.path={pairs / name}")))
     assert found[0] == pytest.approx(found[1], rel=1e-6)
     assert found[0] == pytest.approx(found[2], rel=1e-6)
@@ -269,7 +213,7 @@ def test_pairs_are_read_from_csv_and_parquet(towers, pairs, tmp_path):
     ],
 )
 def test_recipes_that_cannot_be_right_are_refused(towers, pairs, tmp_path, override, message):
-    content = sections(towers, pairs, tmp_path / "out")
+    content = pair_sections(towers, pairs, tmp_path / "out")
     if override.startswith("trainable"):
         content["trainable"] = {"text_projektion": 1e-3}
         override = "training.max_steps=1"

@@ -70,6 +70,10 @@ def load_pairs(
         processor.image_processor.size = side
         if getattr(processor.image_processor, "do_center_crop", False):
             processor.image_processor.crop_size = side
+    if config.validation_path and arguments.dataloader_drop_last:
+        raise ValueError(
+            "training.dataloader_drop_last would leave out validation pairs as well: leave it out, or data.validation_path."
+        )
     if config.cache:
         _check_cacheable(model)
     augment = Augmentation() if config.augmentation == "freeze_align" else None

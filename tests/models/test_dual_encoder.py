@@ -39,7 +39,8 @@ def text(**changes):
 
 
 @pytest.fixture
-def towers(tmp_path):
+def folders(tmp_path):
+    """A vision and a text tower, saved."""
     torch.manual_seed(5)
     vision().save_pretrained(tmp_path / "vision")
     text().save_pretrained(tmp_path / "text")
@@ -47,8 +48,8 @@ def towers(tmp_path):
 
 
 @pytest.fixture
-def pair(towers):
-    return DualEncoderModel.from_towers(*towers, embed_dim=12)
+def pair(folders):
+    return DualEncoderModel.from_towers(*folders, embed_dim=12)
 
 
 def batch(count=3):
@@ -159,8 +160,8 @@ def test_features_are_named_as_in_transformers_and_have_their_length(pair):
         {"local_text_projection": "identity", "text_projection": "identity", "embed_dim": 16},
     ],
 )
-def test_every_switch_gives_unit_embeddings_and_survives_saving(towers, tmp_path, switches):
-    model = DualEncoderModel.from_towers(*towers, **{"embed_dim": 12, **switches})
+def test_every_switch_gives_unit_embeddings_and_survives_saving(folders, tmp_path, switches):
+    model = DualEncoderModel.from_towers(*folders, **{"embed_dim": 12, **switches})
     before = model(**batch())
     model.save_pretrained(tmp_path / "saved")
     after = DualEncoderModel.from_pretrained(tmp_path / "saved")(**batch())
@@ -169,13 +170,13 @@ def test_every_switch_gives_unit_embeddings_and_survives_saving(towers, tmp_path
     assert torch.equal(before.logits_per_image, after.logits_per_image)
 
 
-def test_without_the_patches_only_the_class_token_is_kept(towers):
-    model = DualEncoderModel.from_towers(*towers, local_vision_projection="identity")
+def test_without_the_patches_only_the_class_token_is_kept(folders):
+    model = DualEncoderModel.from_towers(*folders, local_vision_projection="identity")
     assert model.vision_tokens(batch()["pixel_values"]).shape == (3, 1, 16)
 
 
-def test_a_head_on_pooled_tower_tokens_reads_the_towers_width(towers):
-    model = DualEncoderModel.from_towers(*towers, embed_dim=12, local_text_projection="identity")
+def test_a_head_on_pooled_tower_tokens_reads_the_towers_width(folders):
+    model = DualEncoderModel.from_towers(*folders, embed_dim=12, local_text_projection="identity")
     assert model.text_projection.projection.in_features == 16
 
 
@@ -211,26 +212,26 @@ def test_towers_given_as_models_are_saved_with_the_pair(tmp_path):
     assert torch.equal(again(**batch()).logits_per_image, model(**batch()).logits_per_image)
 
 
-def test_assembling_leaves_the_towers_as_they_were(towers):
-    model = DualEncoderModel.from_towers(*towers)
-    for tower, folder in ((model.vision_tower, towers[0]), (model.text_tower, towers[1])):
+def test_assembling_leaves_the_towers_as_they_were(folders):
+    model = DualEncoderModel.from_towers(*folders)
+    for tower, folder in ((model.vision_tower, folders[0]), (model.text_tower, folders[1])):
         for name, tensor in AutoModel.from_pretrained(folder).state_dict().items():
             assert torch.equal(tensor, tower.state_dict()[name]), name
 
 
-def test_a_tower_that_was_moved_can_be_named(pair, towers, tmp_path):
+def test_a_tower_that_was_moved_can_be_named(pair, folders, tmp_path):
     pair.save_pretrained(tmp_path / "saved")
-    moved = towers[0].rename(tmp_path / "elsewhere")
+    moved = folders[0].rename(tmp_path / "elsewhere")
     with pytest.raises(OSError, match=r"was trained on the vision tower .*put it back, or say where"):
         DualEncoderModel.from_pretrained(tmp_path / "saved")
     again = DualEncoderModel.from_pretrained(tmp_path / "saved", vision_tower=moved)
     assert torch.equal(again(**batch()).logits_per_image, pair(**batch()).logits_per_image)
 
 
-def test_a_tower_with_other_weights_is_refused(pair, towers, tmp_path):
+def test_a_tower_with_other_weights_is_refused(pair, folders, tmp_path):
     pair.save_pretrained(tmp_path / "saved")
     torch.manual_seed(99)
-    text().save_pretrained(towers[1])
+    text().save_pretrained(folders[1])
     with pytest.raises(ValueError, match=r"text tower .* with other weights than it has now"):
         DualEncoderModel.from_pretrained(tmp_path / "saved")
 
@@ -243,8 +244,8 @@ def test_missing_tensors_are_named(pair, tmp_path):
         DualEncoderModel.from_pretrained(tmp_path)
 
 
-def test_frozen_towers_stay_in_eval_mode_unless_the_configuration_wants_the_released_behaviour(towers):
-    model = DualEncoderModel.from_towers(*towers)
+def test_frozen_towers_stay_in_eval_mode_unless_the_configuration_wants_the_released_behaviour(folders):
+    model = DualEncoderModel.from_towers(*folders)
     model.train()
     assert not model.text_tower.training
     assert model.text_projection.training
@@ -280,8 +281,8 @@ def test_embedding_in_pieces_gives_the_same_loss_and_gradients(pair):
         torch.testing.assert_close(one, other)
 
 
-def test_dropout_is_the_same_when_a_piece_is_made_again(towers):
-    model = DualEncoderModel.from_towers(*towers, projector_dropout=0.5).train()
+def test_dropout_is_the_same_when_a_piece_is_made_again(folders):
+    model = DualEncoderModel.from_towers(*folders, projector_dropout=0.5).train()
     given, pieces = batch(4), FreezeAlign(FreezeAlignConfig(embed_rows=2))
 
     def loss(seed):

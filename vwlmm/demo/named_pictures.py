@@ -101,12 +101,11 @@ def _draw(text: str, font: Any) -> Any:
 
 
 def _fit(picture: Any) -> Any:
-    """What is not white, in the middle of a white square with a margin."""
+    """What is not white, as large as fits, in the middle of a white square."""
     from PIL import Image, ImageChops, ImageOps
 
     box = ImageChops.difference(picture, Image.new("RGB", picture.size, "white")).getbbox()
-    inner = ImageOps.contain(picture.crop(box), (SIDE - 16, SIDE - 16), Image.Resampling.BICUBIC)
-    return ImageOps.pad(inner, (SIDE, SIDE), color="white")
+    return ImageOps.pad(picture.crop(box), (SIDE, SIDE), Image.Resampling.BICUBIC, color="white")
 
 
 def _copy_stamps(out: Path) -> Rows:
