@@ -1,0 +1,123 @@
+"""The freeze-align objective: counts and terms, and two ranks that gather against one process on the joined batch."""
+
+import multiprocessing
+import os
+import queue
+import socket
+import traceback
+from datetime import timedelta
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.nn.functional import normalize
+
+from vwlmm.functional import contrastive_loss
+from vwlmm.objectives import OBJECTIVES, FreezeAlign, FreezeAlignConfig
+
+
+def embeddings(count=7, dim=5):
+    generator = torch.Generator().manual_seed(4)
+    inputs = torch.randn(2, count, dim, generator=generator, dtype=torch.float64)
+    return inputs.requires_grad_(), torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
+
+
+def loss_of(objective, inputs, temperature, pairs):
+    images, texts = normalize(inputs, dim=-1)
+    sums = objective(image_embeds=images, text_embeds=texts, temperature=temperature)
+    return objective.combine(sums, {"contrastive": torch.tensor(pairs)})
+
+
+def test_the_loss_is_the_mean_over_pairs_and_every_term_is_logged():
+    inputs, temperature = embeddings()
+    loss, terms = loss_of(FreezeAlign(), inputs, temperature, 7)
+    torch.testing.assert_close(loss, contrastive_loss(*normalize(inputs, dim=-1), temperature))
+    assert set(terms) == {"contrastive_loss", "temperature"}
+    torch.testing.assert_close(terms["temperature"], temperature.detach())
+    assert not any(term.requires_grad for term in terms.values())
+    assert FreezeAlign().weigh({name: float(term) for name, term in terms.items()}) == float(loss.detach())
+
+
+def test_the_recipe_finds_it_by_its_name():
+    objective, config = OBJECTIVES["freeze_align"]
+    assert isinstance(objective(config(gather=True)), FreezeAlign)
+
+
+@pytest.mark.parametrize("field", ["embed_rows", "chunk_rows"])
+def test_a_number_of_rows_below_one_is_refused(field):
+    with pytest.raises(ValueError, match=f"objective.{field} is a positive number"):
+        FreezeAlignConfig(**{field: 0})
+
+
+def test_gather_on_one_process_changes_nothing():
+    inputs, temperature = embeddings()
+    plain = loss_of(FreezeAlign(), inputs, temperature, 7)[0]
+    assert torch.equal(plain, loss_of(FreezeAlign(FreezeAlignConfig(gather=True)), inputs, temperature, 7)[0])
+
+
+def run_rank(rank, world, port, results, work, arguments):
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
+    torch.set_num_threads(1)
+    try:
+        dist.init_process_group("gloo", rank=rank, world_size=world, timeout=timedelta(seconds=60))
+        results.put((rank, work(rank, *arguments)))
+        dist.destroy_process_group()
+    except BaseException:
+        results.put((rank, traceback.format_exc()))
+
+
+def on_ranks(world, work, *arguments):
+    """What `work(rank, …)` returns on each of some forked gloo ranks."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = multiprocessing.get_context("fork")
+    results = context.Queue()
+    children = [
+        context.Process(target=run_rank, args=(r, world, port, results, work, arguments), daemon=True)
+        for r in range(world)
+    ]
+    for child in children:
+        child.start()
+    try:
+        found = dict(results.get(timeout=90) for _ in children)
+    except queue.Empty:
+        pytest.fail("a rank did not answer within 90 s")
+    finally:
+        for child in children:
+            child.join(5)
+            if child.is_alive():
+                child.kill()
+    for value in found.values():
+        assert not isinstance(value, str), value
+    return [found[rank] for rank in range(world)]
+
+
+def share_of_the_batch(rank, bounds, gather, chunk_rows):
+    """This rank's loss, and the gradients of its rows and of the temperature, as plain numbers."""
+    inputs, temperature = embeddings()
+    own = inputs[:, bounds[rank] : bounds[rank + 1]].detach().requires_grad_()
+    objective = FreezeAlign(FreezeAlignConfig(gather=gather, chunk_rows=chunk_rows))
+    loss, _ = loss_of(objective, own, temperature, 7)
+    gradients = torch.autograd.grad(loss, [own, temperature])
+    return loss.item(), gradients[0].tolist(), gradients[1].item()
+
+
+@pytest.mark.parametrize(("bounds", "chunk_rows"), [((0, 4, 7), None), ((0, 6, 7), 2), ((0, 3, 5, 7), 1)])
+def test_ranks_that_gather_equal_one_process_on_the_joined_batch(bounds, chunk_rows):
+    found = on_ranks(len(bounds) - 1, share_of_the_batch, bounds, True, chunk_rows)
+    inputs, temperature = embeddings()
+    loss, _ = loss_of(FreezeAlign(), inputs, temperature, 7)
+    rows, heat = torch.autograd.grad(loss, [inputs, temperature])
+    assert sum(one[0] for one in found) == pytest.approx(loss.item(), rel=1e-9)
+    joined = torch.cat([torch.tensor(one[1], dtype=torch.float64) for one in found], dim=1)
+    torch.testing.assert_close(joined, rows)
+    assert sum(one[2] for one in found) == pytest.approx(heat.item(), rel=1e-9)
+
+
+def test_ranks_that_do_not_gather_know_only_their_own_pairs():
+    found = on_ranks(2, share_of_the_batch, (0, 4, 7), False, None)
+    inputs, temperature = embeddings()
+    parts = [inputs[:, :4], inputs[:, 4:]]
+    expected = [loss_of(FreezeAlign(), part, temperature, 7)[0].item() for part in parts]
+    assert [one[0] for one in found] == pytest.approx(expected, rel=1e-9)
