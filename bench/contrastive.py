@@ -72,7 +72,7 @@ def main() -> int:
         f"Forward and backward, {DIM} wide, fp32, images, texts and temperature learning. Peak: above the inputs, the "
         f"gradients ({DIM} × 2 numbers a pair) included. Time: median of the ratios within a round, {args.rounds} rounds.",
         "",
-        "| pairs | plain, peak MB | streamed, peak MB | streamed / plain, peak | plain, s | streamed, s | streamed / plain, time |",
+        "| pairs | plain, peak MB | streamed, peak MB | ratio | plain, s | streamed, s | ratio of times |",
         "|---|---|---|---|---|---|---|",
     ]
     for pairs in args.pairs:

@@ -85,7 +85,7 @@ def main() -> int:
         f"The embedded freeze-align recipes on {args.rows} pairs of real pictures, two epochs of batches of 64, fp32, "
         f"{args.threads} thread: CPU seconds of the process. Uncached, an epoch opens pictures and runs both towers.",
         "",
-        "| towers | epoch 2 uncached, s | epoch 2 cached, s | faster | making the cache, s | cache, MB | largest difference of losses |",
+        "| towers | epoch 2 uncached, s | epoch 2 cached, s | faster | making the cache, s | MB | losses differ by |",
         "|---|---|---|---|---|---|---|",
     ]
     for name, recipe in RECIPES.items():

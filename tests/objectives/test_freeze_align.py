@@ -121,3 +121,50 @@ def test_ranks_that_do_not_gather_know_only_their_own_pairs():
     parts = [inputs[:, :4], inputs[:, 4:]]
     expected = [loss_of(FreezeAlign(), part, temperature, 7)[0].item() for part in parts]
     assert [one[0] for one in found] == pytest.approx(expected, rel=1e-9)
+
+
+def small_pair():
+    from transformers import BertConfig, BertModel, Dinov2Config, Dinov2Model
+
+    from vwlmm import DualEncoderModel
+
+    torch.manual_seed(3)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision = Dinov2Model(Dinov2Config(**sizes, image_size=28, patch_size=14))
+    text = BertModel(BertConfig(**sizes, intermediate_size=32, vocab_size=50, max_position_embeddings=16))
+    return DualEncoderModel.from_towers(vision, text, projector_dropout=0.0).double().train()
+
+
+def small_batch():
+    generator = torch.Generator().manual_seed(1)
+    return {
+        "pixel_values": torch.randn(6, 3, 28, 28, generator=generator, dtype=torch.float64),
+        "input_ids": torch.randint(1, 50, (6, 5), generator=generator),
+        "attention_mask": torch.ones(6, 5, dtype=torch.long),
+    }
+
+
+def gradients_under_ddp(rank, embed_rows):
+    from torch.nn.parallel import DistributedDataParallel
+
+    model = DistributedDataParallel(small_pair())
+    own = {name: tensor[4 * rank : 4 * rank + 4] for name, tensor in small_batch().items()}
+    objective = FreezeAlign(FreezeAlignConfig(gather=True, embed_rows=embed_rows))
+    outputs = model(**own, objective=objective, num_items={"contrastive": torch.tensor(6)})
+    (outputs.loss * dist.get_world_size()).backward()  # as the trainer does: ranks' gradients are averaged
+    found = {name: p.grad.tolist() for name, p in model.module.named_parameters() if p.grad is not None}
+    return outputs.loss.item(), found
+
+
+@pytest.mark.parametrize("embed_rows", [None, 1])
+def test_two_ranks_give_every_parameter_the_gradient_of_one_process(embed_rows):
+    found = on_ranks(2, gradients_under_ddp, embed_rows)
+    model = small_pair()
+    loss = model(**small_batch(), objective=FreezeAlign()).loss
+    loss.backward()
+    expected = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    assert found[0][0] + found[1][0] == pytest.approx(loss.item(), rel=1e-9)
+    for _, gradients in found:
+        assert gradients.keys() == expected.keys()
+        for name, gradient in expected.items():
+            torch.testing.assert_close(torch.tensor(gradients[name], dtype=torch.float64), gradient, msg=name)
