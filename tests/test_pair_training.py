@@ -219,3 +219,15 @@ def test_recipes_that_cannot_be_right_are_refused(towers, pairs, tmp_path, overr
         override = "training.max_steps=1"
     with pytest.raises((ValueError, OSError), match=message):
         trained(tmp_path / "a.yaml", content, override)
+
+
+def test_inspect_shows_pairs_and_plan_says_that_it_is_for_other_models(towers, pairs, tmp_path, capsys):
+    import yaml
+
+    from vwlmm.cli import main
+
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(pair_sections(towers, pairs, tmp_path / "out")))
+    assert main(["data", "inspect", str(tmp_path / "r.yaml"), "--rows", "1"]) == 0
+    assert "captions.jsonl line 1 (id red): picture 30 × 40, read as 28 × 28" in capsys.readouterr().out
+    assert main(["plan", str(tmp_path / "r.yaml")]) == 1
+    assert "plan counts models with an LLM" in capsys.readouterr().err

@@ -39,7 +39,7 @@ def build_pair(config: PairModelConfig) -> tuple[DualEncoderModel, Any]:
     dtype = getattr(torch, config.dtype)
     if config.init_from is not None:
         source = str(resolve(config.init_from))
-        return DualEncoderModel.from_pretrained(source, dtype=dtype), AutoProcessor.from_pretrained(source)
+        return DualEncoderModel.from_pretrained(source, dtype=dtype), build_pair_processor(config)
     assert config.vision_tower  # PairModelConfig has checked both
     assert config.text_tower
     vision, text = str(resolve(config.vision_tower)), str(resolve(config.text_tower))
@@ -51,10 +51,19 @@ def build_pair(config: PairModelConfig) -> tuple[DualEncoderModel, Any]:
         dtype=dtype,
         **config.switches,
     )
-    processor = VisionTextDualEncoderProcessor(
-        load_image_processor(vision, config.vision_revision), load_tokenizer(text, config.text_revision)
+    return model, build_pair_processor(config)
+
+
+def build_pair_processor(config: PairModelConfig) -> Any:
+    """The processor that `build_pair` would give, without loading weights."""
+    if config.init_from is not None:
+        return AutoProcessor.from_pretrained(str(resolve(config.init_from)))
+    assert config.vision_tower  # PairModelConfig has checked both
+    assert config.text_tower
+    return VisionTextDualEncoderProcessor(
+        load_image_processor(resolve(config.vision_tower), config.vision_revision),
+        load_tokenizer(resolve(config.text_tower), config.text_revision),
     )
-    return model, processor
 
 
 def load_pairs(

@@ -62,6 +62,11 @@ def plan(recipe: Recipe, *, num_gpus: int = 1, gpu_memory: float | None = None, 
     Raises:
         FileNotFoundError, ValueError: data or model configurations that cannot be read.
     """
+    if not isinstance(recipe.model, ModelConfig):
+        raise ValueError(
+            f"vwlmm plan counts models with an LLM; {recipe.objective['name']} trains two small projectors between frozen towers, "
+            "whose cached features the run itself sizes up (data.cache)."
+        )
     model = describe_model(recipe)
     data = describe_data(recipe, sample)
     arguments = recipe.training

@@ -177,8 +177,12 @@ def build_model(config: ModelConfig | PairModelConfig, *, quantize: str | None =
     return model, _with_template(processor, config.chat_template)
 
 
-def build_processor(config: ModelConfig) -> Any:
+def build_processor(config: ModelConfig | PairModelConfig) -> Any:
     """The processor that `build_model` would give, without loading weights."""
+    if isinstance(config, PairModelConfig):
+        from vwlmm.pair_training import build_pair_processor
+
+        return build_pair_processor(config)
     from transformers import AutoProcessor
 
     from vwlmm.assembly import make_processor

@@ -15,10 +15,15 @@ def main(args: argparse.Namespace) -> int:
     from vwlmm.config import read_recipe
     from vwlmm.data.dataset import load_datasets
     from vwlmm.data.inspect import inspect_rows
+    from vwlmm.data.pairs import inspect_pairs
+    from vwlmm.data.pairs_config import PairDataConfig
     from vwlmm.training import build_processor
 
     recipe = read_recipe(args.recipe, args.overrides)
     processor = build_processor(recipe.model)
+    if isinstance(recipe.data, PairDataConfig):
+        print(inspect_pairs(recipe.data, processor, num_rows=args.rows))
+        return 0
     rows, _ = load_datasets(recipe.data, processor, seed=int(recipe.training.get("seed", 42)))
     scored = bool(recipe.objective_object().config.weights.get("vm"))
     print(inspect_rows(rows, processor, num_rows=args.rows, visual_words=scored))

@@ -216,3 +216,23 @@ class PairCollator:
         logger.warning("left out: %s", bad.summary)
         with self.file.open("a", encoding="utf-8") as file:
             file.write(line)
+
+
+def inspect_pairs(config: PairDataConfig, processor: Any, *, num_rows: int = 3) -> str:
+    """The first pairs as the model reads them: picture, caption in tokens, and what is wrong with a bad one."""
+    pairs = Pairs(config)
+    lines = [f"{len(pairs):,} pairs in {config.path}"]
+    for index in range(min(num_rows, len(pairs))):
+        try:
+            pair = pairs[index]
+            image = pairs.open(pair)
+        except BadRow as bad:
+            lines.append(bad.summary)
+            continue
+        pixels = processor.image_processor(images=image, return_tensors="pt")["pixel_values"]
+        ids = processor.tokenizer(pair.caption, truncation=True, max_length=config.max_length)["input_ids"]
+        lines.append(
+            f"{pair.source} (id {pair.row_id}): picture {image.width} × {image.height}, read as {pixels.shape[-1]} × "
+            f"{pixels.shape[-2]}; {len(ids)} tokens: {processor.tokenizer.decode(ids)}"
+        )
+    return "\n".join(lines)
