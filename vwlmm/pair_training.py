@@ -20,7 +20,7 @@ from transformers import AutoProcessor, TrainerCallback, TrainingArguments, Visi
 from vwlmm.data.augment import Augmentation
 from vwlmm.data.bad_row import BadRow
 from vwlmm.data.feature_cache import CacheKey, FeatureCache, make_cache
-from vwlmm.data.pairs import PairCollator, PairDataset, Pairs
+from vwlmm.data.pairs import PairCollator, PairDataset, Pairs, set_image_size
 from vwlmm.data.pairs_config import PairDataConfig
 from vwlmm.embedded import resolve
 from vwlmm.encoders import load_image_processor, load_tokenizer
@@ -74,11 +74,7 @@ def load_pairs(
     Raises:
         ValueError: the cache holds something else, or towers that learn or drop out cannot be cached.
     """
-    if config.image_size is not None:
-        side = {"height": config.image_size, "width": config.image_size}
-        processor.image_processor.size = side
-        if getattr(processor.image_processor, "do_center_crop", False):
-            processor.image_processor.crop_size = side
+    set_image_size(processor.image_processor, config)
     if config.validation_path and arguments.dataloader_drop_last:
         raise ValueError(
             "training.dataloader_drop_last would leave out validation pairs as well: leave it out, or data.validation_path."
@@ -176,26 +172,26 @@ def _dataset(
     plain = PairDataset(pairs, processor, augment)
     if not config.cache:
         return plain
-    folder = Path(config.cache) / split
+    folder, digest = Path(config.cache) / split, _digest_pairs(pairs)
     # One process of a machine makes the features, the others wait and read them.
     with arguments.main_process_first(desc="feature cache"):
-        vision = _open_or_make(folder / "vision", "vision", model, plain, arguments)
-        text = _open_or_make(folder / "text", "text", model, plain, arguments)
+        vision = _open_or_make(folder / "vision", "vision", model, plain, digest, arguments)
+        text = _open_or_make(folder / "text", "text", model, plain, digest, arguments)
     return CachedPairs(pairs, vision, text)
 
 
 def _open_or_make(
-    folder: Path, kind: str, model: DualEncoderModel, pairs: PairDataset, arguments: TrainingArguments
+    folder: Path, kind: str, model: DualEncoderModel, pairs: PairDataset, digest: str, arguments: TrainingArguments
 ) -> FeatureCache:
-    key = cache_key(kind, model, pairs)
+    key = cache_key(kind, model, pairs, digest)
     if not (folder / "key.json").is_file():
         make = _make_vision if kind == "vision" else _make_text
         make(folder, key, model, pairs, arguments)
     return FeatureCache(folder, key)
 
 
-def cache_key(kind: str, model: DualEncoderModel, pairs: PairDataset) -> CacheKey:
-    """What the features of these pairs by one tower of this model are of."""
+def cache_key(kind: str, model: DualEncoderModel, pairs: PairDataset, digest: str) -> CacheKey:
+    """What the features of these pairs (`digest` of their rows) by one tower of this model are of."""
     config, processor = model.config, pairs.processor
     if kind == "vision":
         tokens = "class token" if model.local_vision_projection is None else "class token and patches"
@@ -213,7 +209,7 @@ def cache_key(kind: str, model: DualEncoderModel, pairs: PairDataset) -> CacheKe
         reading=reading,
         preprocessing=preprocessing,
         dtype=pairs.pairs.config.cache_dtype,
-        pairs=_digest_pairs(pairs.pairs),
+        pairs=digest,
     )
 
 

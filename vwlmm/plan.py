@@ -64,7 +64,7 @@ def plan(recipe: Recipe, *, num_gpus: int = 1, gpu_memory: float | None = None, 
     """
     if not isinstance(recipe.model, ModelConfig):
         raise ValueError(
-            f"vwlmm plan counts models with an LLM; {recipe.objective['name']} trains two small projectors between frozen towers, "
+            f"vwlmm plan counts models with an LLM; {recipe.objective['name']} trains small projectors between frozen towers, "
             "whose cached features the run itself sizes up (data.cache)."
         )
     model = describe_model(recipe)

@@ -218,9 +218,20 @@ class PairCollator:
             file.write(line)
 
 
+def set_image_size(image_processor: Any, config: PairDataConfig) -> None:
+    """Makes the image processor read pictures at `data.image_size`, without a crop; None leaves it as it is."""
+    if config.image_size is None:
+        return
+    side = {"height": config.image_size, "width": config.image_size}
+    image_processor.size = side
+    if getattr(image_processor, "do_center_crop", False):
+        image_processor.do_center_crop = False
+
+
 def inspect_pairs(config: PairDataConfig, processor: Any, *, num_rows: int = 3) -> str:
     """The first pairs as the model reads them: picture, caption in tokens, and what is wrong with a bad one."""
     pairs = Pairs(config)
+    set_image_size(processor.image_processor, config)
     lines = [f"{len(pairs):,} pairs in {config.path}"]
     for index in range(min(num_rows, len(pairs))):
         try:
