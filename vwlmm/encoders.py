@@ -57,7 +57,7 @@ class VisionEncoder:
         return vision_tokens(self.model, pixels, self.feature_layer)
 
     @property
-    def fingerprint(self) -> str:
+    def fingerprint(self) -> str | None:
         """Sixteen letters that tell these weights from others."""
         return fingerprint(self.model)
 
@@ -99,7 +99,7 @@ class TextEncoder:
         return pooled if self.layers is None else self.layers(pooled)
 
     @property
-    def fingerprint(self) -> str:
+    def fingerprint(self) -> str | None:
         """Sixteen letters that tell these weights from others."""
         return fingerprint(self.model)
 

@@ -192,6 +192,15 @@ def test_towers_are_not_saved_again(pair, tmp_path):
     ]
 
 
+def test_a_folder_can_be_whole_by_itself(pair, folders, tmp_path):
+    pair.save_pretrained(tmp_path / "whole", include_towers=True)
+    for folder in folders:
+        folder.rename(folder.with_name("gone-" + folder.name))
+    again = DualEncoderModel.from_pretrained(tmp_path / "whole")
+    assert torch.equal(again(**batch()).logits_per_image, pair(**batch()).logits_per_image)
+    assert not any(p.requires_grad for p in again.vision_tower.parameters())
+
+
 def test_a_tower_that_learned_is_saved_with_the_model(pair, tmp_path):
     layer = pair.text_tower.encoder.layer[1]
     layer.requires_grad_(True)

@@ -29,7 +29,7 @@ class CacheKey:
 
     tower: str  # hub id or folder
     revision: str | None
-    fingerprint: str  # of the tower's weights
+    fingerprint: str | None  # of the tower's weights
     reading: str  # which layer, which tokens
     preprocessing: str  # digest of image processor or tokenizer with its length
     dtype: str

@@ -256,10 +256,18 @@ class DualEncoderModel(PreTrainedModel):
         save_directory: str | os.PathLike[Any],
         is_main_process: bool = True,
         state_dict: dict[Any, Any] | None = None,
+        *,
+        include_towers: bool = False,
         **kwargs: Any,
     ) -> Any:
-        """Saves projectors, temperature and towers' names; of the towers' weights only those that lie nowhere else."""
-        stored = [kind for kind in KINDS if self._must_store(kind)]
+        """Saves projectors, temperature and towers' names; of the towers' weights only those that lie nowhere else.
+
+        Args:
+            save_directory, is_main_process, state_dict, kwargs: as in transformers; `push_to_hub=True` publishes.
+            include_towers: save both towers as well, so that the folder is whole by itself: for towers that others do not
+                have under the same name.
+        """
+        stored = [kind for kind in KINDS if include_towers or self._must_store(kind)]
         self.config.stored_towers = stored
         left_out = tuple(f"{kind}_tower." for kind in KINDS if kind not in stored)
         whole = self.state_dict() if state_dict is None else state_dict
@@ -298,7 +306,9 @@ class DualEncoderModel(PreTrainedModel):
             )
         for kind in elsewhere:
             tower = model._find_tower(kind, pretrained_model_name_or_path)
-            model._put_in(kind, tower.to(model.dtype).to(model.device).requires_grad_(False))
+            model._put_in(kind, tower.to(model.dtype).to(model.device))
+        for kind in KINDS:  # whoever trains says what learns
+            getattr(model, f"{kind}_tower").requires_grad_(False)
         model.eval()
         return (model, info) if with_info else model
 
@@ -315,7 +325,7 @@ class DualEncoderModel(PreTrainedModel):
                 f"it is now: from_pretrained(…, {kind}_tower=…)."
             ) from None
         expected, found = getattr(self.config, f"{kind}_fingerprint"), fingerprint(tower)
-        if expected not in (None, found):
+        if None not in (expected, found) and expected != found:
             raise ValueError(
                 f"{source} was trained on the {kind} tower {name} with other weights than it has now (fingerprint {expected}, "
                 f"now {found}): its projectors would read features they have never seen. Name the old one: "

@@ -141,11 +141,14 @@ def text_summary(tower: PreTrainedModel, input_ids: Tensor, attention_mask: Tens
     return output.last_hidden_state[torch.arange(len(first)), first].unsqueeze(1)
 
 
-def fingerprint(tower: PreTrainedModel, values_a_tensor: int = 64) -> str:
+def fingerprint(tower: PreTrainedModel, values_a_tensor: int = 64) -> str | None:
     """Sixteen letters that tell one set of weights from another: names, shapes, and some values of every tensor.
 
-    Values are read in bf16, so that a tower in fp32 and the same tower in bf16 are the same.
+    Values are read in bf16, so that a tower in fp32 and the same tower in bf16 are the same. None under ZeRO-3, where no
+    rank holds the weights.
     """
+    if any(hasattr(parameter, "ds_id") for parameter in tower.parameters()):
+        return None
     digest = hashlib.sha256()
     for name, tensor in sorted(tower.state_dict().items()):
         flat = tensor.detach().reshape(-1)
