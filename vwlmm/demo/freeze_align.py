@@ -90,7 +90,12 @@ def study(file: str, data: Path, out: Path, seeds: list[int], chance: Scores) ->
     }
     pooled = PooledPair(model, texts, train_set)
     for seed in seeds:
-        recipe = read_recipe(file, [f"training.seed={seed}", f"training.output_dir={out / f'{tag}_seed_{seed}'}"])
+        changes = {
+            "training.seed": seed,
+            "training.output_dir": out / f"{tag}_seed_{seed}",
+            "data.validation_path": "null",
+        }
+        recipe = read_recipe(file, [f"{key}={value}" for key, value in changes.items()])
         set_seed(seed)
         before = build_pair(recipe.model)[0]  # what `run` begins with
         began = time.process_time()

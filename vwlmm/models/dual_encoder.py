@@ -23,6 +23,7 @@ from vwlmm.models.dual_encoder_configuration import DualEncoderConfig
 from vwlmm.models.token_projectors import Temperature, make_projection, masked_mean
 from vwlmm.models.towers import (
     KINDS,
+    find_tower,
     fingerprint,
     load_tower,
     text_summary,
@@ -305,33 +306,12 @@ class DualEncoderModel(PreTrainedModel):
                 f"{sorted(info['missing_keys']) or 'none'}. Unexpected: {sorted(info['unexpected_keys']) or 'none'}."
             )
         for kind in elsewhere:
-            tower = model._find_tower(kind, pretrained_model_name_or_path)
+            tower: Any = find_tower(config, kind, pretrained_model_name_or_path)
             model._put_in(kind, tower.to(model.dtype).to(model.device))
         for kind in KINDS:  # whoever trains says what learns
             getattr(model, f"{kind}_tower").requires_grad_(False)
         model.eval()
         return (model, info) if with_info else model
-
-    def _find_tower(self, kind: str, source: Any) -> PreTrainedModel:
-        """A tower from its own folder or repository, checked to be the one this pair was made with."""
-        name = getattr(self.config, f"{kind}_tower")
-        if name is None:
-            raise ValueError(f"{source} neither holds its {kind} tower nor says where it is.")
-        try:
-            tower = load_tower(name, kind, revision=getattr(self.config, f"{kind}_revision"))
-        except OSError as problem:
-            raise OSError(
-                f"{source} was trained on the {kind} tower {name}, which cannot be read ({problem}): put it back, or say where "
-                f"it is now: from_pretrained(…, {kind}_tower=…)."
-            ) from None
-        expected, found = getattr(self.config, f"{kind}_fingerprint"), fingerprint(tower)
-        if None not in (expected, found) and expected != found:
-            raise ValueError(
-                f"{source} was trained on the {kind} tower {name} with other weights than it has now (fingerprint {expected}, "
-                f"now {found}): its projectors would read features they have never seen. Name the old one: "
-                f"from_pretrained(…, {kind}_tower=…, or {kind}_revision in config.json)."
-            )
-        return tower
 
     def _must_store(self, kind: str) -> bool:
         learns = any(parameter.requires_grad for parameter in getattr(self, f"{kind}_tower").parameters())

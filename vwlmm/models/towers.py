@@ -42,6 +42,38 @@ def load_tower(
     return tower.eval()
 
 
+def find_tower(config: PreTrainedConfig, kind: str, source: Any) -> PreTrainedModel:
+    """The tower that the configuration of a pair names, checked to be the one the pair was made with.
+
+    Args:
+        config: with `vision_tower`, `vision_revision`, `vision_fingerprint`, and the same of the text.
+        kind: `vision` or `text`.
+        source: where the pair lies, for messages.
+
+    Raises:
+        OSError: the tower is not where the configuration says.
+        ValueError: it has other weights now, or the configuration names none.
+    """
+    name = getattr(config, f"{kind}_tower")
+    if name is None:
+        raise ValueError(f"{source} neither holds its {kind} tower nor says where it is.")
+    try:
+        tower = load_tower(name, kind, revision=getattr(config, f"{kind}_revision"))
+    except OSError as problem:
+        raise OSError(
+            f"{source} was trained on the {kind} tower {name}, which cannot be read ({problem}): put it back, or say where "
+            f"it is now: from_pretrained(…, {kind}_tower=…)."
+        ) from None
+    expected, found = getattr(config, f"{kind}_fingerprint"), fingerprint(tower)
+    if None not in (expected, found) and expected != found:
+        raise ValueError(
+            f"{source} was trained on the {kind} tower {name} with other weights than it has now (fingerprint {expected}, "
+            f"now {found}): its projectors would read features they have never seen. Name the old one: "
+            f"from_pretrained(…, {kind}_tower=…, or {kind}_revision in config.json)."
+        )
+    return tower
+
+
 def transformer_place(source: str | Path, revision: str | None = None) -> dict[str, Any]:
     """`revision` and `subfolder` for `from_pretrained`: old sentence-transformers folders keep it in `0_Transformer`."""
     for module in sentence_modules(source, revision):
