@@ -12,8 +12,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Trains, and prints where the model is and how to use it."""
     from vwlmm.config import read_recipe
+    from vwlmm.data.pairs_config import PairDataConfig
     from vwlmm.training import run
 
-    folder = run(read_recipe(args.recipe, args.overrides))
+    recipe = read_recipe(args.recipe, args.overrides)
+    folder = run(recipe)
+    if isinstance(recipe.data, PairDataConfig):
+        print(
+            f"The pair is in {folder}, its scores in {folder}/result.json: DualEncoderModel.from_pretrained('{folder}')."
+        )
+        return 0
     print(f"The model is in {folder}. Try: vwlmm chat {folder} --image F, or vwlmm words {folder} F --out words.png")
     return 0
