@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vwlmm.functional import linear_cka, sinkhorn
+from vwlmm.functional import linear_cka, rbf_cka, sinkhorn
 
 
 def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> torch.Tensor:
@@ -143,3 +143,46 @@ def test_cka_wants_the_same_examples():
         linear_cka(random(50, 8), random(49, 8))
     with pytest.raises(ValueError, match="x is a matrix"):
         linear_cka(random(50), random(50, 8))
+
+
+def test_rbf_cka_equals_the_textbook_form():
+    x, y = random(30, 8), random(30, 5, seed=1)
+    centre = torch.eye(30).double() - 1 / 30
+    kernels = []
+    for features in (x, y):
+        distances = torch.cdist(features, features)
+        median = torch.nn.functional.pdist(features).median()
+        kernels.append(centre @ torch.exp(-(distances**2) / (2 * (0.8 * median) ** 2)) @ centre)
+    k, l = kernels  # noqa: E741
+    expected = (k * l).sum() / ((k * k).sum() * (l * l).sum()).sqrt()
+    torch.testing.assert_close(rbf_cka(x, y, bandwidth=0.8), expected)
+
+
+def test_rbf_cka_does_not_see_rotation_scale_or_shift():
+    x, y = random(50, 8), random(50, 5, seed=1)
+    rotation = torch.linalg.qr(random(8, 8, seed=2))[0]
+    torch.testing.assert_close(rbf_cka(3 * x @ rotation + 7, y), rbf_cka(x, y))
+    torch.testing.assert_close(rbf_cka(x, y), rbf_cka(y, x))
+    torch.testing.assert_close(rbf_cka(x, x).item(), 1.0)
+
+
+def test_rbf_cka_sees_a_likeness_that_is_not_linear():
+    angle = torch.rand(300, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 6.28
+    line, even = angle - 3.14, (angle - 3.14) ** 2  # the square of a centred value is not correlated with it
+    assert linear_cka(line, even) < 0.05
+    assert rbf_cka(line, even, bandwidth=0.3) > 0.2
+
+
+def test_rbf_cka_with_many_equal_examples_takes_its_width_from_those_that_differ():
+    x = torch.cat([torch.zeros(40, 3).double(), random(10, 3)])
+    y = torch.cat([torch.ones(40, 4).double(), random(10, 4, seed=1)])
+    assert 0 < rbf_cka(x, y) < 1
+
+
+def test_rbf_cka_refuses_what_it_cannot_compare():
+    with pytest.raises(ValueError, match="rbf_cka compares the same examples, got 50 and 49"):
+        rbf_cka(random(50, 8), random(49, 8))
+    with pytest.raises(ValueError, match="bandwidth is a positive multiple"):
+        rbf_cka(random(50, 8), random(50, 8), bandwidth=0.0)
+    with pytest.raises(ValueError, match="does not vary"):
+        rbf_cka(random(50, 8), torch.ones(50, 4))

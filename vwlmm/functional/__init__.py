@@ -12,7 +12,7 @@ from vwlmm.functional.assignment import (
     assignment_loss,
     logsumexp_over_ranks,
 )
-from vwlmm.functional.cka import linear_cka
+from vwlmm.functional.cka import linear_cka, rbf_cka
 from vwlmm.functional.contrastive import contrastive_loss
 from vwlmm.functional.language_model import language_model_loss
 from vwlmm.functional.pseudo_features import pseudo_image_features
@@ -30,6 +30,7 @@ __all__ = [
     "linear_cka",
     "logsumexp_over_ranks",
     "pseudo_image_features",
+    "rbf_cka",
     "sinkhorn",
     "visual_word_loss",
     "visual_word_terms",
