@@ -18,6 +18,7 @@ class Prototypes:
     names: list[str]
     vectors: Tensor  # [concepts, dim], fp32, of norm 1
     shots: list[int] = field(default_factory=list)  # pictures behind each
+    origin: str = ""  # tells what they were made from, so that they are not made twice
 
     def __post_init__(self) -> None:
         if len(self.names) != len(self.vectors):
@@ -37,8 +38,15 @@ class Prototypes:
         """Writes a safetensors file; names and shots go into its metadata."""
         from safetensors.torch import save_file
 
-        metadata = {"names": json.dumps(self.names, ensure_ascii=False), "shots": json.dumps(self.shots)}
-        save_file({"prototypes": self.vectors.contiguous()}, path, metadata=metadata)
+        metadata = {
+            "names": json.dumps(self.names, ensure_ascii=False),
+            "shots": json.dumps(self.shots),
+            "origin": self.origin,
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_name(f".{path.name}")
+        save_file({"prototypes": self.vectors.contiguous()}, unfinished, metadata=metadata)
+        unfinished.replace(path)
 
     @classmethod
     def load(cls, path: Path) -> "Prototypes":
@@ -59,7 +67,12 @@ class Prototypes:
             raise ValueError(f"{path}: expected the prototypes a curation saved, found: {problem}.") from problem
         if "names" not in metadata:
             raise ValueError(f"{path}: expected concept names in the metadata, found {list(metadata) or 'none'}.")
-        return cls(json.loads(metadata["names"]), vectors.float(), json.loads(metadata.get("shots", "[]")))
+        return cls(
+            json.loads(metadata["names"]),
+            vectors.float(),
+            json.loads(metadata.get("shots", "[]")),
+            metadata.get("origin", ""),
+        )
 
 
 def few_shot(labels: Sequence[str], shots: int, seed: int = 0) -> dict[str, list[int]]:

@@ -170,7 +170,7 @@ def _tar_member(
         try:
             inner = json.loads(_read_member(archive, member))
         except ValueError as problem:
-            raise BrokenShard(f"{archive.name}: {member.name} is no JSON: {problem}.") from problem
+            raise ValueError(f"{member.name} is no JSON: {problem}") from problem
         return inner if isinstance(inner, dict) else {"json": inner}
     return {}
 

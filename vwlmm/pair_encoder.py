@@ -1,0 +1,157 @@
+"""A trained pair of towers with its preprocessing: pictures and texts as vectors of one space.
+
+pair = load_pair_encoder("checkpoints/freeze_align/embedded"); pair.embed_texts(["a cat"]) @ pair.embed_images([picture]).T
+
+Reads our dual encoders and any CLIP-like model that transformers knows. Used by curation and zero-shot evaluation.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import normalize
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedModel
+
+from vwlmm.embedded import resolve
+from vwlmm.encoders import load_tokenizer
+from vwlmm.models import DualEncoderConfig, DualEncoderModel
+
+MAX_LENGTH = 77  # tokens, as in freeze-align and CLIP
+
+
+@dataclass
+class PairEncoder:
+    """Both sides of a model that puts pictures and texts into one space."""
+
+    model: PreTrainedModel
+    image_processor: Any
+    tokenizer: Any
+    source: str
+    max_length: int = MAX_LENGTH
+
+    @torch.no_grad()
+    def embed_images(self, images: Iterable[Image.Image], *, batch_size: int = 32) -> Tensor:
+        """Pictures in the shared space, of length 1, `[images, dim]` in fp32 on the CPU.
+
+        Raises:
+            ValueError: no picture.
+        """
+        rows = [self._embed_images(batch) for batch in _batches(images, batch_size)]
+        if not rows:
+            raise ValueError("Expected at least one picture to embed, got none.")
+        return torch.cat(rows)
+
+    @torch.no_grad()
+    def embed_texts(self, texts: Iterable[str], *, batch_size: int = 64) -> Tensor:
+        """Texts in the shared space, of length 1, `[texts, dim]` in fp32 on the CPU.
+
+        Raises:
+            ValueError: a text that is not a string, or none.
+        """
+        rows = [self._embed_texts(batch) for batch in _batches(texts, batch_size)]
+        if not rows:
+            raise ValueError("Expected at least one text to embed, got none.")
+        return torch.cat(rows)
+
+    @torch.no_grad()
+    def embed_patches(self, images: list[Image.Image], *, cls_residual: bool = True) -> Tensor:
+        """Every patch in the shared space, not scaled, `[images, rows, columns, dim]`: for zero-shot segmentation.
+
+        Args:
+            images: pictures.
+            cls_residual: add the projected class token to every patch, as freeze-align's paper says; its script does not.
+
+        Raises:
+            ValueError: not a dual encoder of ours that projects patches, or patches that are no square.
+        """
+        model = self.model
+        if not isinstance(model, DualEncoderModel) or model.local_vision_projection is None:
+            raise ValueError(
+                f"{self.source} does not project patches: segmentation needs a dual encoder with local_vision_projection."
+            )
+        pixels = self._pixels(images)
+        tokens = model.vision_tokens(pixels)  # [images, 1 + patches, width]
+        patches = model.config.local_vision_weight * model.local_vision_projection(tokens[:, 1:])
+        if cls_residual and model.cls_vision_projection is not None:
+            patches = patches + model.config.cls_vision_weight * model.cls_vision_projection(tokens[:, :1])
+        if model.vision_projection is not None:
+            patches = model.vision_projection(patches)
+        count, (height, width) = patches.shape[1], pixels.shape[-2:]
+        rows = round((count * height / width) ** 0.5)
+        if rows * (count // max(1, rows)) != count:
+            raise ValueError(f"{count} patches of a picture of {height} × {width} pixels do not form a grid.")
+        return patches.unflatten(1, (rows, count // rows)).float().cpu()
+
+    def _pixels(self, images: list[Image.Image]) -> Tensor:
+        rgb = [image.convert("RGB") for image in images]
+        pixels = self.image_processor(images=rgb, return_tensors="pt")["pixel_values"]
+        return pixels.to(self.model.device, self.model.dtype)
+
+    def _embed_images(self, images: list[Image.Image]) -> Tensor:
+        return _unit(self.model.get_image_features(pixel_values=self._pixels(images)))  # type: ignore[operator]
+
+    def _embed_texts(self, texts: list[str]) -> Tensor:
+        wrong = next((text for text in texts if not isinstance(text, str)), None)
+        if wrong is not None or any(text is None for text in texts):
+            raise ValueError(f"Expected text to embed, got {type(wrong).__name__} {wrong!r}.")
+        # SigLIP was trained on texts padded to their full length and reads shorter ones differently.
+        padding = "max_length" if "siglip" in self.model.config.model_type else True
+        batch = self.tokenizer(
+            texts, padding=padding, truncation=True, max_length=self.max_length, return_tensors="pt"
+        ).to(self.model.device)
+        known = {name: batch[name] for name in ("input_ids", "attention_mask") if name in batch}
+        return _unit(self.model.get_text_features(**known))  # type: ignore[operator]
+
+
+def load_pair_encoder(
+    source: str | Path, *, dtype: str | torch.dtype = torch.float32, device: str | torch.device | None = None
+) -> PairEncoder:
+    """A pair by folder or hub id: one of our dual encoders, or CLIP, SigLIP and their like.
+
+    A dual encoder's preprocessing is read from its own folder, or else from its towers'.
+
+    Raises:
+        OSError: no such folder or repository.
+        ValueError: a model without both `get_image_features` and `get_text_features`.
+    """
+    source = str(resolve(source))
+    config = AutoConfig.from_pretrained(source)
+    model: Any
+    image_place = text_place = source
+    if isinstance(config, DualEncoderConfig):
+        model = DualEncoderModel.from_pretrained(source, dtype=dtype)
+        image_place = _with_file(source, "preprocessor_config.json", config.vision_tower)
+        text_place = _with_file(source, "tokenizer_config.json", config.text_tower)
+    else:
+        model = AutoModel.from_pretrained(source, dtype=dtype)
+    if not (hasattr(model, "get_image_features") and hasattr(model, "get_text_features")):
+        raise ValueError(
+            f"{source} ({config.model_type}) does not put pictures and texts into one space: expected a dual encoder from "
+            "a freeze_align recipe, or a CLIP-like model."
+        )
+    model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
+    tokenizer = load_tokenizer(text_place)
+    limit = min(MAX_LENGTH, tokenizer.model_max_length)
+    processor = AutoImageProcessor.from_pretrained(image_place, backend="pil")
+    return PairEncoder(model, processor, tokenizer, source, limit)
+
+
+def _with_file(source: str, name: str, tower: str | None) -> str:
+    """The pair's own folder if it holds the file, else the tower's."""
+    return source if tower is None or Path(source, name).is_file() else str(resolve(tower))
+
+
+def _unit(features: Any) -> Tensor:
+    """The pooled features of length 1; transformers returns them in an output object, older models as a tensor."""
+    return normalize(getattr(features, "pooler_output", features).float(), dim=-1).cpu()
+
+
+def _batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch
