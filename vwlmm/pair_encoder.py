@@ -15,12 +15,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoProcessor, PreTrainedModel
 
 from vwlmm.embedded import resolve
-from vwlmm.encoders import load_tokenizer
+from vwlmm.encoders import load_image_processor, load_tokenizer
 from vwlmm.models import DualEncoderConfig, DualEncoderModel
+from vwlmm.segmentation import patch_embeddings
 
+PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 MAX_LENGTH = 77  # tokens, as in freeze-align and CLIP
 
 
@@ -62,30 +64,10 @@ class PairEncoder:
     def embed_patches(self, images: list[Image.Image], *, cls_residual: bool = True) -> Tensor:
         """Every patch in the shared space, not scaled, `[images, rows, columns, dim]`: for zero-shot segmentation.
 
-        Args:
-            images: pictures.
-            cls_residual: add the projected class token to every patch, as freeze-align's paper says; its script does not.
-
         Raises:
-            ValueError: not a dual encoder of ours that projects patches, or patches that are no square.
+            ValueError: not a dual encoder of ours that projects patches, or patches that form no grid.
         """
-        model = self.model
-        if not isinstance(model, DualEncoderModel) or model.local_vision_projection is None:
-            raise ValueError(
-                f"{self.source} does not project patches: segmentation needs a dual encoder with local_vision_projection."
-            )
-        pixels = self._pixels(images)
-        tokens = model.vision_tokens(pixels)  # [images, 1 + patches, width]
-        patches = model.config.local_vision_weight * model.local_vision_projection(tokens[:, 1:])
-        if cls_residual and model.cls_vision_projection is not None:
-            patches = patches + model.config.cls_vision_weight * model.cls_vision_projection(tokens[:, :1])
-        if model.vision_projection is not None:
-            patches = model.vision_projection(patches)
-        count, (height, width) = patches.shape[1], pixels.shape[-2:]
-        rows = round((count * height / width) ** 0.5)
-        if rows * (count // max(1, rows)) != count:
-            raise ValueError(f"{count} patches of a picture of {height} × {width} pixels do not form a grid.")
-        return patches.unflatten(1, (rows, count // rows)).float().cpu()
+        return patch_embeddings(self.model, self._pixels(images), cls_residual=cls_residual).float().cpu()
 
     def _pixels(self, images: list[Image.Image]) -> Tensor:
         rgb = [image.convert("RGB") for image in images]
@@ -122,11 +104,8 @@ def load_pair_encoder(
     source = str(resolve(source))
     config = AutoConfig.from_pretrained(source)
     model: Any
-    image_place = text_place = source
     if isinstance(config, DualEncoderConfig):
         model = DualEncoderModel.from_pretrained(source, dtype=dtype)
-        image_place = _with_file(source, "preprocessor_config.json", config.vision_tower)
-        text_place = _with_file(source, "tokenizer_config.json", config.text_tower)
     else:
         model = AutoModel.from_pretrained(source, dtype=dtype)
     if not (hasattr(model, "get_image_features") and hasattr(model, "get_text_features")):
@@ -135,15 +114,19 @@ def load_pair_encoder(
             "a freeze_align recipe, or a CLIP-like model."
         )
     model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
-    tokenizer = load_tokenizer(text_place)
-    limit = min(MAX_LENGTH, tokenizer.model_max_length)
-    processor = AutoImageProcessor.from_pretrained(image_place, backend="pil")
-    return PairEncoder(model, processor, tokenizer, source, limit)
+    image_processor, tokenizer = _preprocessing(source, config)
+    return PairEncoder(model, image_processor, tokenizer, source, min(MAX_LENGTH, tokenizer.model_max_length))
 
 
-def _with_file(source: str, name: str, tower: str | None) -> str:
-    """The pair's own folder if it holds the file, else the tower's."""
-    return source if tower is None or Path(source, name).is_file() else str(resolve(tower))
+def _preprocessing(source: str, config: Any) -> tuple[Any, Any]:
+    """Image processor and tokenizer: of the pair's own folder, or of its towers where it was saved without."""
+    local = Path(source)
+    has_none = local.is_dir() and not any((local / name).is_file() for name in PROCESSOR_FILES)
+    if has_none and isinstance(config, DualEncoderConfig) and config.vision_tower and config.text_tower:
+        vision, text = str(resolve(config.vision_tower)), str(resolve(config.text_tower))
+        return load_image_processor(vision, config.vision_revision), load_tokenizer(text, config.text_revision)
+    processor = AutoProcessor.from_pretrained(source, backend="pil")
+    return processor.image_processor, processor.tokenizer
 
 
 def _unit(features: Any) -> Tensor:

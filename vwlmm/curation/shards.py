@@ -1,8 +1,6 @@
 """Captions with their pictures, read shard by shard and never held whole: JSON, JSON lines, Parquet, webdataset tar."""
 
 import hashlib
-import json
-import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,9 +8,9 @@ from typing import Any
 
 from vwlmm.data.bad_row import BadRow
 from vwlmm.data.sources import open_records
+from vwlmm.data.tar_files import TarRecords
 
 KINDS = (".json", ".jsonl", ".parquet", ".tar")
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 ENDS = 1 << 16  # bytes at each end of a shard that go into its fingerprint
 
 
@@ -76,7 +74,7 @@ def read_pairs(shard: Path, fields: Fields, *, captions_only: bool = False) -> I
     Args:
         shard: the file.
         fields: names of its columns.
-        captions_only: leave the pictures and other columns of Parquet and tar shards unread.
+        captions_only: leave the pictures and other columns of Parquet shards unread.
 
     Raises:
         BrokenShard: the file cannot be read to its end; rows before the break have been yielded.
@@ -86,10 +84,7 @@ def read_pairs(shard: Path, fields: Fields, *, captions_only: bool = False) -> I
     try:
         for number, (source, value) in enumerate(reader(shard, fields, captions_only), start=1):
             yield value if isinstance(value, BadRow) else _pair(source, number - 1, value, fields)
-    except BrokenShard:
-        raise
-    except (OSError, EOFError, ValueError, tarfile.TarError) as problem:
-        # pyarrow's errors are ValueErrors and OSErrors; a cut tar is a ReadError or an EOFError by where it was cut.
+    except (OSError, EOFError, ValueError) as problem:  # pyarrow's errors among them
         raise BrokenShard(
             f"{shard}: expected a whole {shard.suffix} shard, could read {number} rows of it: {problem}. "
             "Fetch it again, or go on without its rest with --on-bad quarantine."
@@ -134,57 +129,5 @@ def _read_parquet(shard: Path, fields: Fields, captions_only: bool) -> Iterator[
 
 
 def _read_tar(shard: Path, fields: Fields, captions_only: bool) -> Iterator[tuple[str, Any]]:
-    """Webdataset: files that share the name before the first dot are one row; `.txt` or `.json` holds the caption."""
-    key: str | None = None
-    value: dict[str, Any] = {}
-    with tarfile.open(shard, "r|") as archive:
-        for member in archive:
-            if not member.isfile():
-                continue
-            folder, _, name = member.name.rpartition("/")
-            stem, dot, suffix = name.partition(".")
-            this = f"{folder}/{stem}" if folder else stem
-            if this != key:
-                if key is not None:
-                    yield f"{shard.name} key {key}", value
-                key, value = this, {"__key__": this}
-            value |= _tar_member(archive, member, (dot + suffix).lower(), fields, captions_only)
-    if key is not None:
-        yield f"{shard.name} key {key}", value
-    with shard.open("rb") as file:
-        file.seek(-min(1024, shard.stat().st_size), 2)
-        # A tar that was cut between two files reads without a complaint; only its end mark is missing.
-        if key is None or file.read().strip(b"\0"):
-            raise EOFError("it holds no file" if key is None else "its end mark (1,024 zero bytes) is missing")
-
-
-def _tar_member(
-    archive: tarfile.TarFile, member: tarfile.TarInfo, suffix: str, fields: Fields, captions_only: bool
-) -> dict[str, Any]:
-    if suffix in PICTURES:
-        # Skipping a member still walks over its bytes, so that a tar cut inside a picture is noticed.
-        return {} if captions_only else {fields.image: _read_member(archive, member)}
-    if suffix == ".txt":
-        return {fields.caption: _decode(_read_member(archive, member), member.name)}
-    if suffix == ".json":
-        try:
-            inner = json.loads(_read_member(archive, member))
-        except ValueError as problem:
-            raise ValueError(f"{member.name} is no JSON: {problem}") from problem
-        return inner if isinstance(inner, dict) else {"json": inner}
-    return {}
-
-
-def _read_member(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    file = archive.extractfile(member)
-    data = b"" if file is None else file.read()
-    if len(data) != member.size:
-        raise EOFError(f"{member.name} ends after {len(data)} of {member.size} bytes")
-    return data
-
-
-def _decode(data: bytes, name: str) -> str:
-    try:
-        return data.decode()
-    except UnicodeDecodeError as problem:
-        raise ValueError(f"{name} is not UTF-8 text: {problem.reason}") from problem
+    for record in TarRecords([shard], fields.image, fields.caption):
+        yield record.source, record.value
