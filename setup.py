@@ -39,6 +39,7 @@ setup(
         "train": TRAIN,
         "eval": ["datasets>=4.0", "openpyxl>=3.1"],
         "caption": ["pycocoevalcap>=1.2"],  # its Java tokenizer, for caption figures of a paper
+        "align": ["scikit-learn>=1.5"],  # t-SNE pictures of a freeze-align pair
         "demo": DEMO,
         "flash": ["flash-attn>=2.7"],
         "dev": [

@@ -67,27 +67,35 @@ class PairEncoder:
         Raises:
             ValueError: not a dual encoder of ours that projects patches, or patches that form no grid.
         """
-        return patch_embeddings(self.model, self._pixels(images), cls_residual=cls_residual).float().cpu()
+        return patch_embeddings(self.model, self.pixels(images), cls_residual=cls_residual).float().cpu()
 
-    def _pixels(self, images: list[Image.Image]) -> Tensor:
+    def pixels(self, images: list[Image.Image]) -> Tensor:
+        """Pictures as the model reads them, `[images, 3, height, width]`."""
         rgb = [image.convert("RGB") for image in images]
         pixels = self.image_processor(images=rgb, return_tensors="pt")["pixel_values"]
         return pixels.to(self.model.device, self.model.dtype)
 
-    def _embed_images(self, images: list[Image.Image]) -> Tensor:
-        return _unit(self.model.get_image_features(pixel_values=self._pixels(images)))  # type: ignore[operator]
+    def tokens(self, texts: list[str]) -> dict[str, Tensor]:
+        """`input_ids` and, where the tokenizer makes one, `attention_mask`, `[texts, tokens]`.
 
-    def _embed_texts(self, texts: list[str]) -> Tensor:
-        wrong = next((text for text in texts if not isinstance(text, str)), None)
-        if wrong is not None or any(text is None for text in texts):
-            raise ValueError(f"Expected text to embed, got {type(wrong).__name__} {wrong!r}.")
+        Raises:
+            ValueError: a text that is not a string.
+        """
+        wrong = [text for text in texts if not isinstance(text, str)]
+        if wrong:
+            raise ValueError(f"Expected text to embed, got {type(wrong[0]).__name__} {wrong[0]!r}.")
         # SigLIP was trained on texts padded to their full length and reads shorter ones differently.
         padding = "max_length" if "siglip" in self.model.config.model_type else True
         batch = self.tokenizer(
             texts, padding=padding, truncation=True, max_length=self.max_length, return_tensors="pt"
         ).to(self.model.device)
-        known = {name: batch[name] for name in ("input_ids", "attention_mask") if name in batch}
-        return _unit(self.model.get_text_features(**known))  # type: ignore[operator]
+        return {name: batch[name] for name in ("input_ids", "attention_mask") if name in batch}
+
+    def _embed_images(self, images: list[Image.Image]) -> Tensor:
+        return _unit(self.model.get_image_features(pixel_values=self.pixels(images)))  # type: ignore[operator]
+
+    def _embed_texts(self, texts: list[str]) -> Tensor:
+        return _unit(self.model.get_text_features(**self.tokens(texts)))  # type: ignore[operator]
 
 
 def load_pair_encoder(
