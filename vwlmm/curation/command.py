@@ -115,6 +115,7 @@ def main(args: argparse.Namespace) -> int:
     labelled = None if args.concepts is None else read_labelled(args.concepts, args.label_field, args.images)
     known = None if args.prototypes is None else Prototypes.load(args.prototypes)
 
+    from vwlmm.models.towers import fingerprint
     from vwlmm.pair_encoder import load_pair_encoder
 
     pair = load_pair_encoder(args.model, device=args.device)
@@ -129,7 +130,7 @@ def main(args: argparse.Namespace) -> int:
         lambda captions: pair.embed_texts(captions, batch_size=args.batch_size),
         args.out,
         config,
-        model=str(args.model),
+        model=f"{args.model} {fingerprint(pair.model)}",
         progress=bar,
     )
     for line in report.summary():
@@ -167,7 +168,11 @@ def read_labelled(file: Path, label_field: str, images: Path | None) -> list[Lab
 
 def _prototypes(pair: "PairEncoder", labelled: list[Labelled], args: argparse.Namespace) -> Prototypes:
     """The prototypes an interrupted run has saved, if they come from the same pictures and model; else new ones."""
-    content = args.concepts.read_bytes() + f"{args.label_field} {args.images} {args.shots} {args.model}".encode()
+    from vwlmm.models.towers import fingerprint
+
+    content = (
+        args.concepts.read_bytes() + f"{args.label_field} {args.images} {args.shots} {fingerprint(pair.model)}".encode()
+    )
     origin, file = hashlib.sha256(content).hexdigest(), args.out / SAVED
     if file.is_file() and (saved := Prototypes.load(file)).origin == origin:
         return saved
