@@ -170,3 +170,36 @@ def test_labelled_pictures_that_are_none_are_named(labelled, dual, row, message,
     assert "labelled.jsonl line 13" in said
     assert message in said
     assert not (labelled / "out").exists()
+
+
+def test_zero_shot_scores_labelled_pictures_against_a_guess(labelled, dual, capsys):
+    arguments = ["zero-shot", str(dual), "--data", str(labelled / "labelled.jsonl"), "--device", "cpu"]
+    assert main([*arguments, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["num_images"], result["num_classes"], result["top5"]) == (12, 3, 1.0)
+    assert result["chance"] == pytest.approx(1 / 3)
+
+    pair = load_pair_encoder(dual, device="cpu")
+    classes = pair.embed_texts([f"photo of {name}" for name in sorted(COLOURS)])
+    images = pair.embed_images(Image.open(labelled / f"{i}.png") for i in range(12))
+    nearest = [sorted(COLOURS)[i] for i in (images @ classes.T).argmax(1).tolist()]
+    right = sum(name == list(COLOURS)[i % 3] for i, name in enumerate(nearest))
+    assert result["top1"] == pytest.approx(right / 12)
+
+    (labelled / "prompts.json").write_text(json.dumps({name: [f"It is {name}.", name] for name in COLOURS}))
+    assert main([*arguments, "--prompts", str(labelled / "prompts.json"), "--released"]) == 0
+    assert "2 prompts a class at most" in capsys.readouterr().out
+
+
+def test_zero_shot_refuses_a_class_list_that_does_not_match(labelled, dual, capsys):
+    (labelled / "names.txt").write_text("red\ngreen\n")
+    arguments = [
+        "zero-shot",
+        str(dual),
+        "--data",
+        str(labelled / "labelled.jsonl"),
+        "--classes",
+        str(labelled / "names.txt"),
+    ]
+    assert main(arguments) == 1
+    assert "1 labels are not in the class list of 2: 'blue'" in capsys.readouterr().err

@@ -21,6 +21,7 @@ COMMANDS = {
     "data check": ("vwlmm.data.check", "find every bad row of a data file"),
     "data word-prior": ("vwlmm.commands.word_prior", "how often each word stands in the training captions, for VLAP"),
     "select-encoders": ("vwlmm.select_encoders", "which vision and text encoder see the same pairs most alike"),
+    "zero-shot": ("vwlmm.commands.zero_shot", "classify labelled pictures by the names of their classes"),
     "tsne": ("vwlmm.tsne", "a map of images and captions before and after two towers were joined"),
     "data curate": ("vwlmm.curation", "choose the pairs that cover a list of concepts"),
     "data inspect": ("vwlmm.commands.inspect", "what the model reads and what is scored"),

@@ -188,6 +188,11 @@ def test_scores_above_the_range_are_said(tmp_path, shards, prototypes):
     assert any("above the range and count as equal: widen it with --score-range" in line for line in report.summary())
 
 
+def test_shards_without_a_caption_are_refused(tmp_path, shards, prototypes):
+    with pytest.raises(ValueError, match="2 shards hold no caption"):
+        curate(shards(0, 0), prototypes, embed, tmp_path / "out", config())
+
+
 def test_shards_are_files_of_known_kinds_named_once(tmp_path, shards):
     one, two = shards(3, 3)
     assert find_shards([one.parent]) == [one, two]

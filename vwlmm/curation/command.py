@@ -8,15 +8,14 @@ from typing import TYPE_CHECKING
 
 from vwlmm.curation.choose import ORDERS
 from vwlmm.curation.curate import CurateConfig, curate
+from vwlmm.curation.labelled import Labelled, read_labelled
 from vwlmm.curation.prototypes import Prototypes, concept_prototypes, few_shot
 from vwlmm.curation.scale import NO_SCORE, Scale
 from vwlmm.curation.shards import Fields, find_shards
-from vwlmm.data.images import ImageSource
 
 if TYPE_CHECKING:
     from vwlmm.pair_encoder import PairEncoder
 
-Labelled = tuple[str, ImageSource]  # concept, picture
 SAVED = "prototypes.safetensors"
 
 EXAMPLE = """\
@@ -137,33 +136,6 @@ def main(args: argparse.Namespace) -> int:
         print(line)
     print(f"Wrote {args.out / 'pairs.jsonl'}, report.md, report.json and coverage.png.")
     return 0
-
-
-def read_labelled(file: Path, label_field: str, images: Path | None) -> list[Labelled]:
-    """The labels and pictures of a file of labelled pictures; no picture is opened.
-
-    Raises:
-        BadRow: a row without a picture, or whose label is not text.
-    """
-    from vwlmm.data.bad_row import BadRow
-    from vwlmm.data.sources import open_records
-
-    records = open_records(file)
-    folder = records.folder if images is None else images
-    rows: list[Labelled] = []
-    for record in records:
-        if isinstance(record.value, BadRow):
-            raise record.value
-        value = record.value if isinstance(record.value, dict) else {}
-        label, image = value.get(label_field), value.get("image")
-        if not isinstance(label, str) or not label:
-            raise BadRow(record.source, str(record.index), label_field, "the concept's name", repr(label))
-        if not isinstance(image, (str, bytes, dict)) or not image:
-            raise BadRow(record.source, str(record.index), "image", "a picture", repr(image))
-        rows.append((label, folder / image if isinstance(image, str) else image))
-    if not rows:
-        raise ValueError(f"{file} holds no labelled picture.")
-    return rows
 
 
 def _prototypes(pair: "PairEncoder", labelled: list[Labelled], args: argparse.Namespace) -> Prototypes:

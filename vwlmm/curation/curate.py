@@ -79,6 +79,8 @@ def curate(
     store.score(
         embed_texts, prototypes, config.fields, quarantine=config.quarantine, progress=progress("score captions", 0)
     )
+    if all(summary.rows == len(summary.bad) for summary in store.summaries()):
+        raise ValueError(f"The {len(shards)} shards hold no caption to choose from.")
     choice = choose(
         store,
         len(prototypes.names),

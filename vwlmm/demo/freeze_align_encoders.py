@@ -1,8 +1,8 @@
-"""freeze-align's first two steps on real pictures: which encoders to join, and which pairs to train on.
+"""freeze-align on real pictures: which encoders to join, which pairs to train on, and what the pair sees where.
 
 python -m vwlmm.demo.freeze_align_encoders       # about eight minutes of one core; writes docs/freeze_align_encoders.md
 
-Paper: arXiv 2409.19425. The third step, training, is `vwlmm.demo.freeze_align`.
+Paper: arXiv 2409.19425. Training, retrieval and classification with seeds and baselines: `vwlmm.demo.freeze_align`.
 """
 
 import argparse
@@ -15,8 +15,11 @@ from typing import Any
 
 from vwlmm.cli import main as command
 from vwlmm.config import read_recipe
+from vwlmm.demo.freeze_align_segmentation import TEMPLATE, make_sheets, segment
+from vwlmm.demo.freeze_align_segmentation import draw as draw_sheets
 from vwlmm.embedded import prepare
 from vwlmm.encoder_sets import embed_text, embed_vision, embeddings_of, read_set
+from vwlmm.pair_encoder import load_pair_encoder
 from vwlmm.select_encoders import best_pair, cka_table, draw, short_names
 from vwlmm.training import is_finished, run
 
@@ -25,6 +28,7 @@ TEXT = ["checkpoints/embedded/all-minilm-l6-v2", "checkpoints/embedded/smollm2-1
 RECIPE = "train/freeze_align/embedded/vit_s14.yaml"
 EMOJI = "emoji"  # the one category that says nothing about what is shown
 SHOTS, FEWEST, PER_CONCEPT = 8, 5, 15  # pictures a prototype, rows a category needs to be a concept, captions a concept
+NUM_SHEETS = 60
 DRAWS = 1000  # random choices that the curated one is compared with
 
 
@@ -44,7 +48,12 @@ def main(arguments: list[str] | None = None) -> int:
     curated = curate(data, str(recipe.training["output_dir"]), args.out / "curation")
     picture = args.docs / "images/freeze_align_coverage.png"
     picture.write_bytes((args.out / "curation/out/coverage.png").read_bytes())
-    (args.docs / "freeze_align_encoders.md").write_text(page(table, curated), encoding="utf-8")
+    pair = load_pair_encoder(recipe.training["output_dir"])
+    sheets = make_sheets(data, ["heldout_stamps"], curated["concepts"], NUM_SHEETS)
+    segmented = segment(pair, sheets, curated["concepts"])
+    draw_sheets(pair, sheets[:5], curated["concepts"], args.docs / "images/freeze_align_segmentation.png")
+    text = page(table, curated) + segmentation_section(segmented)
+    (args.docs / "freeze_align_encoders.md").write_text(text, encoding="utf-8")
     print(f"Written: {args.docs / 'freeze_align_encoders.md'}")
     return 0
 
@@ -188,6 +197,48 @@ def page(table: dict[str, Any], curated: dict[str, Any]) -> str:
             f"| {row['nearest_of_chosen']} ({share_chosen:.1f} %) | {examples} |"
         )
     lines += ["", "![coverage](images/freeze_align_coverage.png)", ""]
+    return "\n".join(lines)
+
+
+def segmentation_section(segmented: dict[str, dict[str, float]]) -> str:
+    """Zero-shot segmentation in Markdown."""
+    lines = [
+        "",
+        "## Where is it?",
+        "",
+        f"Zero-shot segmentation with the same pair: {NUM_SHEETS} sheets of four held-out stamps each, masks from what is not "
+        f"white, all concepts as candidates (“{TEMPLATE}”), 8 × 8 patches. IoU in percent; beside it the same with every "
+        "concept's text exchanged for another's.",
+        "",
+        "| measure | pair | texts exchanged |",
+        "|---|---|---|",
+    ]
+    names = {
+        "paper": "paper: nearest concept of each pixel, mean over the concepts",
+        "script_mean": "script: each concept's map cut at 0.4, mean over pictures and concepts",
+        "script_by_class": "script, mean over concepts",
+        "miou": "argmax with a background below cosine 0",
+    }
+    for key, name in names.items():
+        cells = (f"{100 * segmented[way][key]:.1f}" for way in ("pair", "categories exchanged"))
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    lines += [
+        "",
+        "The script looks only at concepts that are on the sheet and cuts each map by itself, so its figures are not "
+        "comparable with the others.",
+        "",
+        "![sheets](images/freeze_align_segmentation.png)",
+        "",
+        "Images and captions before and after training, by t-SNE (`pip install vwlmm[align]`):",
+        "",
+        "```",
+        "vwlmm tsne checkpoints/freeze_align/embedded_vit_s14 --data checkpoints/embedded/named-pictures/train.json \\",
+        "    --label-field category --classes animals food plants vehicles town household --out tsne.png",
+        "```",
+        "",
+        "![t-SNE](images/freeze_align_tsne.png)",
+        "",
+    ]
     return "\n".join(lines)
 
 
