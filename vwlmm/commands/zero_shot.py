@@ -15,9 +15,9 @@ example:
       --data checkpoints/embedded/named-pictures/heldout_stamps.json
   vwlmm zero-shot openai/clip-vit-base-patch32 --data val.jsonl --classes names.txt --prompts templates.json --set pets
 
-PROMPTS: `single` ("photo of {{}}"), a .txt with a template a line, or .json: a list of templates, lists by data set (--set), or
-sentences by class. --released computes as freeze-align's script: lists filled up to {SCRIPT_LENGTH} with their first sentence, means not
-brought to length 1.
+PROMPTS: `single` ("photo of {{}}"), a .txt with a template a line, or .json: a list of templates, lists by data set (--set),
+or sentences by class. --released computes as freeze-align's script: lists filled up to {SCRIPT_LENGTH} with their first
+sentence, means not brought to length 1.
 """
 
 
