@@ -80,7 +80,8 @@ def curate(data: Path, model: str, folder: Path) -> dict[str, Any]:
     """Curates emoji and stamps by the stamps' categories, and counts how many chosen stamps are of the right one."""
     folder.mkdir(parents=True, exist_ok=True)
     concepts, prototypes = write_concepts(data, folder / "concepts.jsonl")
-    shards, owners = [], {}
+    shards: list[Path] = []
+    owners: dict[str, tuple[str, str]] = {}  # split and category by id
     for split in ("train", "heldout_concepts", "heldout_stamps"):
         shards.append(data / f"{split}.json")
         owners |= {row["id"]: (split, row["category"]) for row in json.loads(shards[-1].read_text("utf-8"))}
