@@ -47,6 +47,7 @@ setup(
             *DEMO,
             "openpyxl>=3.1",
             "pytest>=8",
+            "scikit-learn>=1.5",
             "ruff==0.17.5",
             "mypy==2.4.1",
             "types-PyYAML",
