@@ -116,11 +116,11 @@ def read_json(path: Path, *, unique_names: bool = False) -> Any:
     try:
         return json.loads(text, object_pairs_hook=_unique_names if unique_names else None)
     except json.JSONDecodeError as problem:
-        cut = (
-            " The file ends too early: it was cut off while it was written or copied." if _at_end(text, problem) else ""
-        )
+        hint = " The file ends too early: it was cut off while it was written." if _at_end(text, problem) else ""
+        if problem.msg == "Extra data":
+            hint = " Is it a JSONL file, of another benchmark?"
         raise ValueError(
-            f"{path}, line {problem.lineno}, column {problem.colno}: expected JSON, found {problem.msg.lower()}.{cut}"
+            f"{path}, line {problem.lineno}, column {problem.colno}: expected JSON, found {problem.msg.lower()}.{hint}"
         ) from problem
     except _Twice as problem:
         raise ValueError(f"{path}, field {problem}: expected each name once in an object, found it twice.") from None
@@ -151,12 +151,12 @@ def read_json_lines(path: Path) -> list[Record]:
         try:
             value = json.loads(line)
         except json.JSONDecodeError as problem:
-            cut = " The line ends too early: the file was cut off." if _at_end(line, problem) else ""
+            hint = " The line ends too early: the file was cut off." if _at_end(line, problem) else ""
             if line.strip() in ("{", "["):
-                cut = " Is it one JSON document, of another benchmark?"
+                hint = " Is it one JSON document, of another benchmark?"
             raise ValueError(
                 f"{path}, line {number}, column {problem.colno}: expected one JSON object a line, "
-                f"found {problem.msg.lower()}.{cut}"
+                f"found {problem.msg.lower()}.{hint}"
             ) from problem
         if not isinstance(value, dict):
             raise ValueError(f"{path}, line {number}: expected a JSON object, found {shown(value)}.")
