@@ -72,6 +72,8 @@ class _Handler(BaseHTTPRequestHandler):
         return self.rfile.read(int(self.headers.get("Content-Length", 0)))
 
     def do_GET(self) -> None:
+        if self.path == "/api/agent-harnesses":  # the client asks once a day what programs may be driving it
+            return self.answer({})
         self.refuse("no such address", 404)
 
     def do_PUT(self) -> None:
@@ -103,7 +105,7 @@ class _Handler(BaseHTTPRequestHandler):
             repo = f"{wanted.get('organization') or 'me'}/{wanted['name']}"
             if repo in hub.repos:
                 return self.answer({"error": "exists", "url": f"{hub.url}/{repo}"}, 409)
-            hub.repos[repo] = bool(wanted.get("private"))
+            hub.repos[repo] = wanted.get("visibility") == "private" or bool(wanted.get("private"))
             hub.branches.add((repo, "main"))
             return self.answer({"url": f"{hub.url}/{repo}", "name": repo, "id": "1"})
         if parts == ["api", "validate-yaml"]:

@@ -158,7 +158,7 @@ def test_an_interrupted_upload_goes_on_and_sends_nothing_twice(model, hub, says)
 def test_a_wrong_token_is_told_in_one_line_without_it(model, hub, says, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_" + "w" * 30)
     said = says(model, "me/words", "--no-word-map", code=1)
-    assert "was not published" in said
+    assert "was not published: the Hub does not let this token write there" in said
     assert said.count("\n") == 1
     assert "www" not in said
 

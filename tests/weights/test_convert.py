@@ -7,9 +7,11 @@ import published
 import pytest
 import torch
 from PIL import Image
+from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from vwlmm import load_model
 from vwlmm.cli import main
+from vwlmm.weights.tower import find_tower
 
 QUESTION = "What colour is this?"
 
@@ -146,3 +148,70 @@ def test_shards_are_as_small_as_asked(tower, tmp_path):
     assert len(shards) > 2
     assert all(shard.stat().st_size < 210_000 for shard in shards)
     load_model(tmp_path / "out")
+
+
+def test_a_llava_hf_folder_keeps_its_logits_and_gets_a_vm_head(trained, picture, tmp_path):
+    plain = LlavaForConditionalGeneration.from_pretrained(trained).eval()
+    plain.save_pretrained(tmp_path / "in")
+    AutoProcessor.from_pretrained(trained).save_pretrained(tmp_path / "in")
+    assert main(["convert", str(tmp_path / "in"), str(tmp_path / "out"), "--vm-head-init", "word_embeddings"]) == 0
+    model, processor = load_model(tmp_path / "out", device="cpu")
+    inputs = processor(text="<image>\nWhat?", images=picture, return_tensors="pt")
+    with torch.no_grad():
+        assert torch.equal(model(**inputs).logits, plain(**inputs).logits)
+    assert torch.equal(model.vm_head.weight, plain.get_input_embeddings().weight)
+    # A second time it is one of ours, and nothing is made.
+    assert main(["convert", str(tmp_path / "out"), str(tmp_path / "again"), "--dtype", "bfloat16"]) == 0
+    report = json.loads((tmp_path / "again" / "conversion.json").read_text())
+    assert report["layout"] == "visual-word LLaVA folder"
+    assert report["created"] == {}
+    again = load_model(tmp_path / "again", device="cpu")[0]
+    assert again.dtype == torch.bfloat16
+    assert torch.equal(again.vm_head.weight, model.vm_head.weight.bfloat16())
+
+
+def test_a_linear_projector_is_read_as_one(tower, picture, tmp_path):
+    checkpoint = published.make(*tower, mm_projector_type="linear")
+    first = {name: checkpoint.tensors.pop(f"model.mm_projector.0.{name}") for name in ("weight", "bias")}
+    for name in ("weight", "bias"):
+        checkpoint.tensors.pop(f"model.mm_projector.2.{name}")
+        checkpoint.tensors[f"model.mm_projector.{name}"] = first[name]
+    published.save(checkpoint, tmp_path / "in", tensors={**checkpoint.tensors, **published.tower_tensors(tower[0])})
+    published.save_tokenizer(tmp_path / "in")
+    assert main(["convert", str(tmp_path / "in"), str(tmp_path / "out")]) == 0
+    compare(checkpoint, tmp_path / "in", tmp_path / "out", picture)
+
+
+def test_start_and_end_of_a_picture_are_written_when_the_checkpoint_learned_so(tower, tmp_path):
+    checkpoint = release(tmp_path / "in", tower, mm_use_im_start_end=True)
+    assert main(["convert", str(tmp_path / "in"), str(tmp_path / "out")]) == 1  # its tokenizer does not know the words
+    tables = ("model.embed_tokens.weight", "lm_head.weight", "vm_head.weight")
+    longer = {name: torch.cat([checkpoint.tensors[name], torch.zeros(2, 64)]) for name in tables}
+    tensors = {**checkpoint.tensors, **longer, **published.tower_tensors(tower[0])}
+    checkpoint.config["vocab_size"] = 362
+    published.save(checkpoint, tmp_path / "in", tensors=tensors)
+    (tmp_path / "in" / "added_tokens.json").write_text('{"<im_start>": 360, "<im_end>": 361}')
+    assert main(["convert", str(tmp_path / "in"), str(tmp_path / "out")]) == 0
+    _, processor = load_model(tmp_path / "out")
+    said = processor.apply_chat_template([{"role": "user", "content": [{"type": "image"}]}])
+    assert "<im_start><image><im_end>" in said
+
+
+def test_the_tower_of_llava_is_known_without_a_network_when_its_weights_are_there(tmp_path):
+    name = "openai/clip-vit-large-patch14-336"
+    tower = find_tower(name, source=tmp_path, image_aspect_ratio="pad", has_weights=True)
+    assert (tower.config.image_size, tower.config.num_attention_heads) == (336, 16)
+    pixels = tower.image_processor(Image.new("RGB", (40, 20)), return_tensors="pt")["pixel_values"]
+    assert pixels.shape == (1, 3, 336, 336)
+    with pytest.raises(FileNotFoundError, match="Give its folder as --vision-tower FOLDER"):
+        find_tower(name, source=tmp_path, image_aspect_ratio=None, has_weights=False)
+
+
+def test_generation_defaults_that_transformers_would_not_save_again_are_left_out(tower, tmp_path, capsys):
+    release(tmp_path / "in", tower)
+    (tmp_path / "in" / "generation_config.json").write_text('{"temperature": 0.9, "top_p": 0.6, "eos_token_id": 2}')
+    assert main(["convert", str(tmp_path / "in"), str(tmp_path / "out")]) == 0
+    assert "temperature, top_p left out" in capsys.readouterr().out
+    model, _ = load_model(tmp_path / "out")
+    assert model.generation_config.eos_token_id == 2
+    model.save_pretrained(tmp_path / "saved")

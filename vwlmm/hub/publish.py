@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from vwlmm.hub.facts import Facts, gather
 from vwlmm.hub.screening import local_paths, optimiser_state, secrets
@@ -20,7 +21,7 @@ from vwlmm.weights.folder import finished_folder
 class PublishConfig:
     """How a model is published."""
 
-    private: bool = False  # of a new repository; one that is there stays as it is
+    private: bool = False  # a new repository is private; False: as the account's settings have it
     revision: str | None = None  # branch, made if it is not there; None: main
     message: str = "Publish with vwlmm"
     licence: str | None = None  # Hub licence id of the whole; None: the parts' licences are listed
@@ -140,19 +141,26 @@ def _token() -> str:
 
 def _upload(staged: Path, repo: str, config: PublishConfig, token: str) -> str:
     """Creates repository and branch where they are not there, and uploads in one commit."""
-    import httpx
     from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
 
+    # A connection that fails is an error of the HTTP library, which is another one in each version of huggingface_hub.
+    no_connection: Any = HfHubHTTPError.__bases__[0]
     api = HfApi(token=token)
     try:
-        place = api.create_repo(repo, private=config.private, exist_ok=True)
+        place = api.create_repo(repo, private=config.private or None, exist_ok=True)
         if config.revision:
             api.create_branch(place.repo_id, branch=config.revision, exist_ok=True)
         # What has arrived is known by its SHA-256 and not sent again; the commit comes last, so a reader sees all or nothing.
         api.upload_folder(
             repo_id=place.repo_id, folder_path=staged, revision=config.revision, commit_message=config.message
         )
-    except (OSError, RuntimeError, httpx.HTTPError) as problem:
+    except (OSError, RuntimeError, no_connection) as problem:
+        if getattr(getattr(problem, "response", None), "status_code", None) in (401, 403):
+            raise PermissionError(
+                f"{repo} was not published: the Hub does not let this token write there ({_reason(problem)}). Take one with "
+                "write access: `hf auth login`, or HF_TOKEN."
+            ) from None
         raise OSError(
             f"{repo} was not published: {_reason(problem)}. Run the same command again: what has arrived is not sent twice."
         ) from None
