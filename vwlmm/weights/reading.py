@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from vwlmm.weights.pickled import PickledFile
@@ -115,7 +114,3 @@ def _open_shards(index: Path) -> WeightFiles:
             f"{index} names {len(lost)} tensors that its shards do not hold: {', '.join(lost[:8])}. Download the shards again."
         )
     return weights
-
-
-def num_bytes(dtype: torch.dtype, shape: tuple[int, ...]) -> int:
-    return int(torch.Size(shape).numel()) * dtype.itemsize
