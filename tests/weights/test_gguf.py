@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 folder, _, out, _, outtype = sys.argv[1:]
 if os.environ.get("BREAK") == "fail":
     sys.exit("Model LlavaForConditionalGeneration is not supported")
-assert "generation" not in (Path(folder) / "chat_template.jinja").read_text()
+assert "{% generation" not in (Path(folder) / "chat_template.jinja").read_text()
 names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 2)
 writer = gguf.GGUFWriter(out, "llama")
 for name, tensor in load_file(Path(folder) / "model.safetensors").items():
@@ -85,7 +85,7 @@ def test_both_files_hold_the_model(outtype, model, converter, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("broken", "told"),
     [
-        ("order", "attn_q.weight differs from the model's tensor"),
+        ("order", "attn_k.weight differs from the model's tensor"),
         ("missing", "Missing: ['blk.0.attn_v.weight', 'blk.1.attn_v.weight']"),
         ("fail", "llama.cpp's converter failed: Model LlavaForConditionalGeneration is not supported"),
     ],
