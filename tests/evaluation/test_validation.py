@@ -92,9 +92,10 @@ def test_a_wrong_section_stops_the_recipe(content, toy_data, tmp_path, changes, 
 
 
 @pytest.mark.slow
-def test_two_processes_answer_a_share_each_and_log_what_one_logs(content, toy_data, tmp_path):
-    content["evaluation"] = section(toy_data, every=5)
-    content["training"] |= {"per_device_train_batch_size": 4}
+@pytest.mark.parametrize("deepspeed", [None, "zero3"])
+def test_two_processes_answer_a_share_each_and_log_what_one_logs(content, toy_data, tmp_path, deepspeed):
+    content["evaluation"] = section(toy_data, every=1, batch_size=3)
+    content["training"] |= {"per_device_train_batch_size": 4, "max_steps": 1}
     script = tmp_path / "train.py"
     script.write_text(
         f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests/evaluation')!r}]\n"
@@ -105,15 +106,17 @@ def test_two_processes_answer_a_share_each_and_log_what_one_logs(content, toy_da
     for world in (1, 2):
         content["training"]["output_dir"] = str(tmp_path / str(world))
         content["training"]["gradient_accumulation_steps"] = 2 // world
+        if deepspeed and world == 2:
+            content["training"]["deepspeed"] = str(ROOT / "zero_configs" / f"{deepspeed}.json")
         (tmp_path / f"{world}.yaml").write_text(yaml.safe_dump(content))
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={world}"]
         done = subprocess.run(
             [*command, str(script), str(tmp_path / f"{world}.yaml")],
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
             capture_output=True,
             text=True,
         )
-        assert done.returncode == 0, done.stderr
+        assert done.returncode == 0, done.stderr[-4000:]
         found.append([line["eval_toy_letters"] for line in logs(tmp_path / str(world)) if "eval_toy_letters" in line])
     assert len(found[0]) == 1
     assert found[0] == pytest.approx(found[1], rel=1e-4)
