@@ -4,11 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from vwlmm.benchmarks import get_benchmark
 from vwlmm.benchmarks.prompts import SHORT_ANSWER
-from vwlmm.demo.easy_vqa import COLOURS, SHAPES, caption_rows, question_rows
+from vwlmm.demo.easy_vqa import COLOURS, SHAPES
 from vwlmm.evaluation.runner import LoadedModel, evaluate
 from vwlmm.evaluation.settings import EvaluationConfig
 from vwlmm.evaluation.shards import Shard
@@ -17,29 +16,11 @@ DEMO = Path("checkpoints/demo/4_visual_words")
 NAMES = ("embedded_vqa", "embedded_pope", "embedded_captions", "embedded_retrieval")
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    """What `prepare("easy-vqa")` leaves, with one small picture of every colour and shape."""
-    data = tmp_path_factory.mktemp("embedded")
-    (data / "easy-vqa" / "images" / "test").mkdir(parents=True)
-    triples = []
-    for number, (colour, shape) in enumerate((c, s) for c in COLOURS for s in SHAPES):
-        Image.new("RGB", (16, 16), colour).save(data / "easy-vqa" / "images" / "test" / f"{number}.png")
-        triples += [
-            (f"what is the {colour} shape?", shape, number),
-            ("what color is the shape?", colour, number),
-            (f"is there a {colour} shape?", "yes", number),
-        ]
-    for name, rows in (("questions", question_rows(triples, "test")), ("captions", caption_rows(triples, "test"))):
-        (data / "easy-vqa" / f"{name}_test.json").write_text(json.dumps(rows))
-    return data
-
-
 @pytest.fixture
-def read(data):
+def read(easy_vqa):
     def read(name, **options):
         benchmark = get_benchmark(name, **options)
-        return benchmark, benchmark.read(benchmark.files(data))
+        return benchmark, benchmark.read(benchmark.files(easy_vqa))
 
     return read
 
@@ -80,29 +61,29 @@ def test_popes_things_are_half_there_and_the_adversarial_ones_nearly(read):
             assert len(shared) == 1 if subset == "adversarial" else len(shared) < 2
 
 
-def test_the_files_are_the_same_each_time(data, tmp_path):
+def test_the_files_are_the_same_each_time(easy_vqa, tmp_path):
     from vwlmm.demo.benchmark_files import write_benchmark_files
 
-    get_benchmark("embedded_vqa").files(data)
-    write_benchmark_files(data / "easy-vqa", tmp_path)
-    for file in (data / "easy-vqa-benchmarks").iterdir():
+    get_benchmark("embedded_vqa").files(easy_vqa)
+    write_benchmark_files(easy_vqa / "easy-vqa", tmp_path)
+    for file in (easy_vqa / "easy-vqa-benchmarks").iterdir():
         assert file.read_bytes() == (tmp_path / file.name).read_bytes()
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_model_is_asked_and_scored(loaded, data, tmp_path, name):
+def test_a_model_is_asked_and_scored(loaded, easy_vqa, tmp_path, name):
     benchmark = get_benchmark(name)
     config = EvaluationConfig(batch_size=8, limit=10, max_new_tokens=3)
-    result = evaluate(loaded, benchmark, benchmark.files(data), tmp_path, config)
+    result = evaluate(loaded, benchmark, benchmark.files(easy_vqa), tmp_path, config)
     assert result.num_questions == 10
     assert len((tmp_path / "answers.jsonl").read_text().splitlines()) == 10
     assert all(value >= 0 for value in result.metrics.values())
 
 
-def test_retrieval_is_done_by_one_process_at_once(loaded, data, tmp_path, monkeypatch):
+def test_retrieval_is_done_by_one_process_at_once(loaded, easy_vqa, tmp_path, monkeypatch):
     benchmark = get_benchmark("embedded_retrieval")
     run = lambda shard=None, **changes: evaluate(  # noqa: E731
-        loaded, benchmark, benchmark.files(data), tmp_path, EvaluationConfig(batch_size=8, **changes), shard
+        loaded, benchmark, benchmark.files(easy_vqa), tmp_path, EvaluationConfig(batch_size=8, **changes), shard
     )
     assert run(Shard(1, 2)) is None
     few = run(Shard(0, 2), limit=5)

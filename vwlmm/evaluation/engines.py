@@ -45,8 +45,6 @@ def answer(
         for line in _inside(autocast, benchmark.answer_all(questions, embedder, config.batch_size)):
             yield [{**line, "model_id": loaded.name}]
         return
-    if not hasattr(model, "generate"):
-        raise ValueError(f"{benchmark.name} asks for text, and {type(model).__name__} only embeds pictures and texts.")
     if isinstance(benchmark, RankBenchmark):
         ranker = LikelihoodRanker(
             model, processor, pictures, batch_size=config.batch_size, completion=benchmark.completion
@@ -66,6 +64,16 @@ def answer(
         synced=synced,
     )
     yield from generator.answers(questions, texts)
+
+
+def check_model(model: Any, benchmark: Benchmark) -> None:
+    """Refuses a dual encoder where text or likelihoods are asked for.
+
+    Raises:
+        ValueError: the model only embeds.
+    """
+    if not isinstance(benchmark, EmbedBenchmark) and hasattr(model, "encode_image"):
+        raise ValueError(f"{benchmark.name} asks for text, and {type(model).__name__} only embeds pictures and texts.")
 
 
 def all_at_once(benchmark: Benchmark) -> bool:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from vwlmm.benchmarks import Benchmark, Files, Question
 from vwlmm.benchmarks.official_files import check_images
 from vwlmm.evaluation.answers import AnswerStore
-from vwlmm.evaluation.engines import all_at_once, answer
+from vwlmm.evaluation.engines import all_at_once, answer, check_model
 from vwlmm.evaluation.generation import Pictures
 from vwlmm.evaluation.prompts import prompt_hash, render, template_of
 from vwlmm.evaluation.report import Result, write_result
@@ -110,6 +110,7 @@ def evaluate(
         FileNotFoundError: a picture is missing.
     """
     shard = shard or Shard()
+    check_model(loaded.model, benchmark)
     if all_at_once(benchmark) and shard.rank:
         # One process compares everything with everything; the others have nothing to do.
         shard.wait()

@@ -12,7 +12,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 
 from vwlmm.benchmarks import Answer, Benchmark, Files
 from vwlmm.benchmarks.official_files import check_images
-from vwlmm.evaluation.engines import all_at_once, answer
+from vwlmm.evaluation.engines import all_at_once, answer, check_model
 from vwlmm.evaluation.generation import Pictures
 from vwlmm.evaluation.runner import Asked, LoadedModel, read_questions
 from vwlmm.evaluation.settings import EvaluationConfig, ValidationConfig
@@ -41,6 +41,7 @@ class BenchmarkCallback(TrainerCallback):
         self.trainer, self.processor, self.config = trainer, processor, config
         self.asked: list[tuple[Benchmark, Files, Asked]] = []
         for entry in read_names(config.names):
+            check_model(trainer.base_model, entry.benchmark)
             files = entry.benchmark.files(self._data(entry.benchmark))
             questions = read_questions(entry.benchmark, files, processor, config.limit)
             check_images(questions.questions, files.images)
