@@ -122,7 +122,7 @@ def lmms_eval(tmp_path, talkative):
         (samples,) = (tmp_path / "lmms").rglob(f"*_samples_{task}.jsonl")
         return (
             json.loads(results.read_text())["results"][task],
-            [json.loads(line) for line in samples.read_text().splitlines()],
+            [json.loads(line) for line in samples.read_text().strip().split("\n")],
         )
 
     return run
@@ -135,8 +135,8 @@ def test_our_task_gets_the_answers_and_the_score_of_vwlmm_eval(lmms_eval, pope, 
     out = tmp_path / "ours"
     ask = ["--benchmark", "pope", "--data", str(pope), "--out", str(out), "--dtype", "float32"]
     assert main(["eval", str(talkative), *ask]) == 0
-    ours = [json.loads(line)["text"] for line in (out / "pope" / "answers.jsonl").read_text().splitlines()]
-    theirs = {sample["doc_id"]: sample["filtered_resps"][0] for sample in samples}
+    ours = [json.loads(line)["text"] for line in (out / "pope" / "answers.jsonl").read_text().strip().split("\n")]
+    theirs = {sample["doc_id"]: sample["filtered_resps"] for sample in samples}
     assert [theirs[number] for number in range(len(ours))] == ours
     assert len(set(ours)) > 1
     metrics = json.loads((out / "pope" / "result.json").read_text())["metrics"]
@@ -165,7 +165,7 @@ def test_a_built_in_task_runs_offline_on_local_data(lmms_eval, pope, tmp_path):
     )
     results, samples = lmms_eval("pope_local", tmp_path / "built_in")
     assert len(samples) == len(rows)
-    assert all(sample["filtered_resps"][0] for sample in samples)
+    assert all(sample["filtered_resps"] for sample in samples)
     assert results["pope_accuracy,none"] == pytest.approx(
-        sum(s["filtered_resps"][0].lower().strip() == r["answer"] for s, r in zip(samples, rows, strict=True)) / 4
+        sum(s["filtered_resps"].lower().strip() == r["answer"] for s, r in zip(samples, rows, strict=True)) / 4
     )
