@@ -152,6 +152,7 @@ def test_the_list_shows_every_benchmark(capsys):
     assert all(name in out for name in BENCHMARKS)
 
 
+@pytest.mark.slow
 def test_two_processes_of_torchrun_make_the_run_of_one(trained, tmp_path):
     """Launched as torchrun launches: rank, world size and rendezvous in the environment."""
     script = (
