@@ -148,18 +148,18 @@ def script_ious(patches: Tensor, classes: Tensor, mask: Tensor) -> dict[int, flo
     label numbers, as the script does, which makes up labels along borders; both are why this is not the paper's measure.
     """
     size = (SCRIPT_SIZE, SCRIPT_SIZE)
-    labels = torch.where(mask == VOID, 0, mask).float()
-    resized = interpolate(labels[None, None], size=size, mode="bilinear", align_corners=False)[0, 0].to(torch.uint8)
+    mask = torch.where(mask == VOID, 0, mask)
+    resized = interpolate(mask[None, None].float(), size=size, mode="bilinear", align_corners=False)[0, 0].long()
     maps = class_maps(patches, classes, size, scaled=False)
     found = {}
-    for label in resized.unique().tolist():
-        if not 1 <= label <= len(classes):
+    for label in mask.unique().tolist():
+        if label == 0:
             continue
         own = maps[label - 1]
         spread = own.max() - own.min()
         predicted = (own - own.min()) / spread.clamp_min(torch.finfo(own.dtype).tiny) > SCRIPT_THRESHOLD
         actual = resized == label
-        found[label] = float((predicted & actual).sum() / (predicted | actual).sum())
+        found[label] = float((predicted & actual).sum() / (predicted | actual).sum().clamp_min(1))
     return found
 
 
@@ -173,7 +173,7 @@ class SegmentationScores:
 
     def __post_init__(self) -> None:
         num_labels = len(self.classes) + 1
-        self.paper, self.usual = Counts.zeros(num_labels), Counts.zeros(num_labels)
+        self.paper, self.paper_all_pixels, self.usual = (Counts.zeros(num_labels) for _ in range(3))
         self.script: list[tuple[int, float]] = []
 
     def add(self, with_cls: Tensor, without_cls: Tensor, mask: Tensor) -> None:
@@ -195,20 +195,27 @@ class SegmentationScores:
                 f"The class list has {len(self.classes)} names (labels 1 to {len(self.classes)}), but a mask names "
                 f"{max(labels)}: give the list the masks were drawn with."
             )
-        # Background pixels count: a class that is seen there is seen wrongly. Their own label has no IoU to average.
-        self.paper.add(paper_prediction(with_cls, self.classes, mask, candidates=self.candidates), mask)
+        nearest = paper_prediction(with_cls, self.classes, mask, candidates=self.candidates)
+        # "Over foreground only" can mean the pixels or the labels that are averaged: both are counted.
+        self.paper.add(nearest, torch.where(mask == 0, VOID, mask))
+        self.paper_all_pixels.add(nearest, mask)
         self.script += script_ious(without_cls, self.classes, mask).items()
         maps = class_maps(with_cls, self.classes, tuple(mask.shape))  # type: ignore[arg-type]
         everywhere = range(1, len(self.classes) + 1)
         self.usual.add(argmax_mask(maps, everywhere, background=0, threshold=self.threshold), mask)
 
     def result(self) -> dict[str, float]:
-        """`paper`, `script_mean` (over pictures and classes present), `script_by_class` and `miou`, shares of 1."""
+        """The measures, shares of 1.
+
+        `paper` over pixels of things, `paper_all_pixels` where a class seen in the background is wrong, `script_mean` over
+        pictures and classes present, `script_by_class` over classes, and `miou`.
+        """
         values = torch.tensor([value for _, value in self.script], dtype=torch.float64)
         owners = torch.tensor([label for label, _ in self.script])
         by_class = [values[owners == label].mean() for label in owners.unique().tolist()]
         return {
             "paper": self.paper.mean_iou(foreground_only=True),
+            "paper_all_pixels": self.paper_all_pixels.mean_iou(foreground_only=True),
             "script_mean": float(values.mean()),
             "script_by_class": float(torch.stack(by_class).mean()),
             "miou": self.usual.mean_iou(),

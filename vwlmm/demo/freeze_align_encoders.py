@@ -215,7 +215,8 @@ def segmentation_section(segmented: dict[str, dict[str, float]]) -> str:
         "|---|---|---|",
     ]
     names = {
-        "paper": "paper: nearest concept of each pixel, mean over the concepts",
+        "paper": "paper: nearest concept of each drawn pixel, mean over the concepts",
+        "paper_all_pixels": "the same over all pixels: a concept seen in the white is wrong",
         "script_mean": "script: each concept's map cut at 0.4, mean over pictures and concepts",
         "script_by_class": "script, mean over concepts",
         "miou": "argmax with a background below cosine 0",
