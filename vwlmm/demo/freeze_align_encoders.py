@@ -101,10 +101,7 @@ def curate(data: Path, model: str, folder: Path) -> dict[str, Any]:
             "right": sum(row["category"] == row["concept"] for row in stamps),
             "chance": _chance([row["concept"] for row in stamps], pool),
         }
-    found["emoji"] = {
-        concept: [row["caption"] for row in rows if row["concept"] == concept and row["category"] == EMOJI][:4]
-        for concept in concepts
-    }
+    found["emoji"] = [row["caption"] for row in rows if row["category"] == EMOJI]
     return found
 
 
@@ -129,7 +126,10 @@ def _chance(concepts: list[str], pool: list[str]) -> float:
 
 def page(table: dict[str, Any], curated: dict[str, Any]) -> str:
     """Both steps in Markdown, with the commands that make the figures."""
-    report, rows = curated["report"], curated["report"]["concepts"]
+    return "\n".join([*_encoders_section(table), *_curation_section(curated), ""])
+
+
+def _encoders_section(table: dict[str, Any]) -> list[str]:
     lines = [
         "# Choosing encoders and pairs: freeze-align's steps 1 and 2 on real pictures",
         "",
@@ -159,13 +159,20 @@ def page(table: dict[str, Any], curated: dict[str, Any]) -> str:
         "",
         "![CKA](images/freeze_align_cka.png)",
         "",
+    ]
+    return lines
+
+
+def _curation_section(curated: dict[str, Any]) -> list[str]:
+    report, rows = curated["report"], curated["report"]["concepts"]
+    lines = [
         "## Which pairs?",
         "",
         "```",
         f"vwlmm train {RECIPE}",
         "vwlmm data curate checkpoints/embedded/named-pictures/{train,heldout_concepts,heldout_stamps}.json \\",
-        "    --model checkpoints/freeze_align/embedded_vit_s14 --concepts concepts.jsonl --label-field category \\",
-        f"    --shots {SHOTS} --per-concept {PER_CONCEPT} --depth 50 --score-range -1 1 --out curated",
+        "    --model checkpoints/freeze_align/embedded_vit_s14 --concepts checkpoints/freeze_align/curation/concepts.jsonl \\",
+        f"    --label-field category --shots {SHOTS} --per-concept {PER_CONCEPT} --depth 50 --score-range -1 1 --out curated",
         "```",
         "",
         f"The pool holds {curated['pool']:,} captions, {curated['emoji_in_pool']:,} of them emoji. Concepts are the "
@@ -183,22 +190,22 @@ def page(table: dict[str, Any], curated: dict[str, Any]) -> str:
         lines.append(f"| {what} | {share} | {100 * part['chance']:.0f} % |")
     lines += [
         "",
-        f"{sum(row['chosen'] for row in rows)} pairs were chosen, {report['num_clipped_high']} scores lay outside the range. "
-        f"Captions nearest to each concept before and after the choice, rarest concept first (`report.md` has all columns):",
+        f"{report['num_chosen']} pairs were chosen, {len(curated['emoji'])} of them emoji: their names are bare words, the "
+        "captions of stamps are sentences, and the prototypes are stamps. "
+        f"{report['num_clipped_high']} scores lay outside the range. Captions nearest to each concept before and after the "
+        "choice, rarest concept first (`report.md` has all columns):",
         "",
-        "| concept | commonality | nearest of all | nearest of the chosen | emoji chosen for it, the first four |",
+        "| concept | commonality | chosen | nearest of all | nearest of the chosen |",
         "|---|---|---|---|---|",
     ]
     for row in rows:
-        examples = ", ".join(curated["emoji"][row["concept"]]) or "–"
         share_all = 100 * row["nearest_of_all"] / report["num_rows"]
         share_chosen = 100 * row["nearest_of_chosen"] / report["num_chosen"]
         lines.append(
-            f"| {row['concept']} | {row['commonality']:.3f} | {row['nearest_of_all']} ({share_all:.1f} %) "
-            f"| {row['nearest_of_chosen']} ({share_chosen:.1f} %) | {examples} |"
+            f"| {row['concept']} | {row['commonality']:.3f} | {row['chosen']} | {row['nearest_of_all']} ({share_all:.1f} %) "
+            f"| {row['nearest_of_chosen']} ({share_chosen:.1f} %) |"
         )
-    lines += ["", "![coverage](images/freeze_align_coverage.png)", ""]
-    return "\n".join(lines)
+    return [*lines, "", "![coverage](images/freeze_align_coverage.png)"]
 
 
 def segmentation_section(segmented: dict[str, dict[str, float]]) -> str:
