@@ -59,15 +59,15 @@ def make_sheets(data: Path, splits: list[str], categories: list[str], count: int
 
 
 def segment(pair: PairEncoder, sheets: list[Sheet], categories: list[str]) -> dict[str, dict[str, float]]:
-    """The three measures over the sheets: of the pair, and of the pair with its categories exchanged (by chance)."""
+    """The measures over the sheets: of the pair, without its class token, and with its categories exchanged."""
     vectors = class_vectors(pair.embed_texts, fill([TEMPLATE], categories))
     # Each category's vector goes to the next one, so that every answer about a category is about another.
-    ways = {"pair": vectors, "categories exchanged": vectors.roll(1, 0)}
+    ways = {"pair": vectors, "without class token": vectors, "categories exchanged": vectors.roll(1, 0)}
     scores = {name: SegmentationScores(given) for name, given in ways.items()}
     for sheet in sheets:
         with_cls, without_cls = (pair.embed_patches([sheet.picture], cls_residual=way)[0] for way in (True, False))
-        for found in scores.values():
-            found.add(with_cls, without_cls, sheet.mask)
+        for name, found in scores.items():
+            found.add(without_cls if name == "without class token" else with_cls, without_cls, sheet.mask)
     return {name: found.result() for name, found in scores.items()}
 
 
