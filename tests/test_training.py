@@ -8,15 +8,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from small_runs import llava_row, logs, moved, recipe, sections, weights
+from tiny import image_batch, tiny_config
 from transformers import LlavaForConditionalGeneration, TrainerCallback
 
 import vwlmm.training
-from vwlmm import load_model
+from vwlmm import VisualWordLlavaForConditionalGeneration, load_model
+from vwlmm.checkpoints import last_whole_checkpoint
 from vwlmm.data.bad_row import BadRow
 from vwlmm.data.collator import Collator
 from vwlmm.data.dataset import load_datasets
+from vwlmm.objectives import VisualWords, VisualWordsConfig
 from vwlmm.trainer import ObjectiveTrainer
-from vwlmm.training import last_whole_checkpoint, run
+from vwlmm.training import check_heads, run
 
 LORA = {"r": 2, "alpha": 4, "learning_rate": 1e-3}
 SGD = ("training.optim=sgd", "training.max_grad_norm=0", "trainable.language_model=0.1", "trainable.lm_head=0.1")
@@ -91,6 +94,40 @@ def test_eight_accumulated_rows_equal_one_batch_of_eight_with_adapters(train):
 def test_modules_not_named_in_the_recipe_do_not_move_by_a_bit(train, trained):
     out = train("training.max_steps=3", "training.weight_decay=0.1", trainable={"vm_head": 1e-2}, objective=STAGE_3)
     assert moved(weights(trained), weights(out)) == {"vm_head.weight"}
+
+
+def test_a_head_that_learns_nothing_is_said(train, caplog):
+    train(trainable={"multi_modal_projector": 1e-3, "vm_head": 1e-3})
+    assert (
+        "trainable names vm_head, but this objective gives it no gradient (target visual_words, detached)"
+        in caplog.text
+    )
+
+
+def test_a_head_that_learns_nothing_stops_a_run_under_zero_which_would_crash(tmp_path, trained, rows):
+    content = sections(trained, rows, tmp_path / "out")
+    content |= {"objective": STAGE_3, "trainable": {"vm_head": 1e-3, "lm_head": 1e-3}}
+    content["training"]["deepspeed"] = "zero_configs/zero2.json"
+    with pytest.raises(ValueError, match="trainable names lm_head, but this objective gives it no gradient"):
+        check_heads(recipe(tmp_path / "out.yaml", content), VisualWordLlavaForConditionalGeneration(tiny_config()))
+
+
+@pytest.mark.parametrize("pseudo", [False, True])
+@pytest.mark.parametrize("target", ["visual_words", "language_model"])
+@pytest.mark.parametrize("detach", [False, True])
+@pytest.mark.parametrize("weighing", [{"lm": 1.0, "vm": 1.0}, {"lm": 0.0, "vm": 1.0}, {"lm": 1.0, "vm": 0.0}])
+def test_the_heads_said_to_learn_are_those_that_get_a_gradient(pseudo, target, detach, weighing):
+    objective = VisualWords(VisualWordsConfig(target=target, detach_target=detach, weights=weighing))
+    model = VisualWordLlavaForConditionalGeneration(tiny_config(pseudo_image_features=pseudo)).train()
+    loss = model(**image_batch(), objective=objective).loss
+    if loss.requires_grad:
+        loss.backward()
+    moved = {
+        name
+        for name in ("lm_head", "vm_head")
+        if (gradient := getattr(model, name).weight.grad) is not None and gradient.abs().max() > 0
+    }
+    assert objective.heads_that_learn(pseudo) == moved
 
 
 STAGE_3 = {"name": "visual_words", "target": "language_model", "weights": {"lm": 0.0, "vm": 1.0}}

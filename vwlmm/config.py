@@ -20,6 +20,8 @@ from vwlmm.evaluation.settings import ValidationConfig
 from vwlmm.objectives import OBJECTIVES
 from vwlmm.pair_recipe import PairModelConfig
 
+# Keys of `training` that are ours, and not TrainingArguments'.
+OWN_KEYS = {"resume": str, "global_batch_size": int}
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -263,7 +265,7 @@ def _training(section: dict[str, Any]) -> dict[str, Any]:
     """Checks keys and types against TrainingArguments; its own checks of values follow when it is built."""
     from transformers import TrainingArguments
 
-    known: dict[str, Any] = {f.name: f.type for f in dataclasses.fields(TrainingArguments) if f.init} | {"resume": str}
+    known: dict[str, Any] = {f.name: f.type for f in dataclasses.fields(TrainingArguments) if f.init} | OWN_KEYS
     for key, value in section.items():
         if key not in known:
             raise ValueError(f"unknown key training.{key}. {nearest(key, list(known))}")

@@ -44,8 +44,7 @@ def load_model(
             unexpected or of another size, with their list; or the folder is a plain LLaVA without a VM head.
     """
     source = str(resolve(source))
-    looks_local = source.startswith((".", "/", "~")) or source.count("/") != 1
-    if looks_local and not Path(source).is_dir():
+    if _looks_local(source) and not Path(source).is_dir():
         raise FileNotFoundError(
             f"A model folder was expected at {source}: there is none. Train one, or check the path."
         )
@@ -83,6 +82,8 @@ def load_model(
         )
     if damaged:
         raise ValueError(also.strip())
+    # ZeRO-3's loader keeps renamings that did not apply, and a save would undo them into names no other reader knows.
+    model._weight_conversions = None
     processor = AutoProcessor.from_pretrained(source)
     return model.to(_device(device)), processor
 
@@ -152,6 +153,18 @@ def _merged(model: VisualWordLlavaForConditionalGeneration, source: str) -> Any:
         raise ValueError(f"{source} holds adapters of another size than its base model asks for: {_listed(sizes)}.")
     wrapped.load_adapter(source, "default")
     return wrapped.merge_and_unload()
+
+
+def is_adapter(source: str | Path) -> bool:
+    """True for a folder or hub id of LoRA adapters."""
+    source = str(resolve(source))
+    is_absent = _looks_local(source) and not Path(source).is_dir()  # load_model says so
+    return not is_absent and find_adapter_config_file(source) is not None
+
+
+def _looks_local(source: str) -> bool:
+    """True for what can only be a folder: a hub id has one slash and does not begin like a path."""
+    return source.startswith((".", "/", "~")) or source.count("/") != 1
 
 
 def _base_and_modules(adapter: Path) -> tuple[str, list[str]]:

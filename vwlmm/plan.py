@@ -17,6 +17,7 @@ from vwlmm.data.encode import IGNORE, EncodedRow
 from vwlmm.embedded import resolve
 from vwlmm.flops import PEAK_FLOPS, StepFlops
 from vwlmm.models import VisualWordLlavaConfig, VisualWordLlavaForConditionalGeneration
+from vwlmm.zero_config import share_batch
 
 GIB = 2**30
 USABLE = 0.92  # of a GPU: the rest is the driver's, the kernels' and what the allocator cannot use
@@ -69,7 +70,7 @@ def plan(recipe: Recipe, *, num_gpus: int = 1, gpu_memory: float | None = None, 
         )
     model = describe_model(recipe)
     data = describe_data(recipe, sample)
-    arguments = recipe.training
+    arguments = recipe.training | share_batch(recipe.training, processes=num_gpus)
     per_step = (
         int(arguments.get("per_device_train_batch_size", 8))
         * int(arguments.get("gradient_accumulation_steps", 1))

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
+from vwlmm.distributed_trainer import DistributedTrainer
 from vwlmm.flops import StepFlops, peak_flops
 from vwlmm.loading import load_model
 from vwlmm.models import DualEncoderModel
@@ -17,7 +17,7 @@ from vwlmm.models.checksums import write_checksums
 from vwlmm.trainable import LearningRates
 
 
-class ObjectiveTrainer(Trainer):
+class ObjectiveTrainer(DistributedTrainer):
     """Trains `model(**batch, objective=objective)`.
 
     The loss of accumulated micro-batches on several ranks is the loss of the one large batch: every term is divided by
@@ -33,6 +33,7 @@ class ObjectiveTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self.objective: Any = objective
         self.rates = rates
+        self.benchmarks: Any = None  # the callback that measures them while the run trains, if the recipe asks
         self.loss_is_scaled_for_ga = True
         self._terms = _Sums()
         self._work = _Sums()
@@ -128,6 +129,10 @@ class ObjectiveTrainer(Trainer):
             logs |= self._speed()
         super().log({name: _rounded(value) for name, value in logs.items()}, start_time)
 
+    def read_work(self) -> dict[str, float]:
+        """Tokens, rows, images and scored rows of all ranks since this was last read."""
+        return self._work.reduce(self.accelerator)
+
     def leave_out(self, seconds: float) -> None:
         """Time spent on something else than training, such as a benchmark; the logged speeds do not count it."""
         self._since += seconds
@@ -135,7 +140,7 @@ class ObjectiveTrainer(Trainer):
     def _speed(self) -> dict[str, float]:
         now = time.perf_counter()
         seconds, self._since = now - self._since, now
-        work = self._work.reduce(self.accelerator)
+        work = self.read_work()
         speed = {
             "tokens_per_second": work.get("tokens", 0) / seconds,
             "images_per_second": work.get("images", 0) / seconds,
@@ -216,9 +221,7 @@ class ObjectiveTrainer(Trainer):
         if state:
             Path(output_dir).mkdir(parents=True, exist_ok=True)
             torch.save(state, self._objective_file(output_dir))
-        # trainer_state.json is written next, and says that a checkpoint is whole: every rank has written its part by then.
         super()._save_rng_state(output_dir)
-        self.accelerator.wait_for_everyone()
 
 
 class _Sums:

@@ -3,29 +3,34 @@
 run(read_recipe("train/demo/1_align.yaml"))        # or: vwlmm train train/demo/1_align.yaml
 """
 
+import contextlib
+import dataclasses
 import itertools
 import json
 import logging
 import os
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 from transformers import TrainingArguments, set_seed
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from vwlmm.config import ModelConfig, Recipe, write_recipe
+from vwlmm import distributed
+from vwlmm.config import OWN_KEYS, ModelConfig, Recipe, write_recipe
 from vwlmm.data.collator import Collator
 from vwlmm.data.dataset import load_datasets
 from vwlmm.data.pairs_config import PairDataConfig
 from vwlmm.data.templates import chat_template_for
 from vwlmm.embedded import resolve
+from vwlmm.loading import is_adapter
 from vwlmm.models.checksums import write_checksums
 from vwlmm.pair_recipe import PairModelConfig
+from vwlmm.resuming import checkpoint_to_resume
+from vwlmm.stopping import RunStopped
 from vwlmm.trainable import LearningRates, add_lora, set_trainable
 from vwlmm.trainer import ObjectiveTrainer
+from vwlmm.zero_config import fsdp_config, share_batch, zero_config
 
 logger = logging.getLogger(__name__)
 
@@ -40,22 +45,48 @@ def run(recipe: Recipe) -> Path:
 
     Raises:
         ValueError: the recipe does not fit model or data; the folder holds another run.
+        RunStopped: a signal asked to stop; the checkpoint is written, and the same call goes on from it.
         BadRow: a row that cannot be learned from (see `data.on_bad_row`).
     """
     output_dir = Path(recipe.training["output_dir"])
-    if is_finished(recipe):
+    arguments = arguments_of(recipe)
+    if distributed.agreed(lambda: is_finished(recipe)):
         logger.warning("%s holds this run, finished: nothing to do.", output_dir)
         return output_dir
-    arguments = _arguments(recipe)
-    checkpoint = _checkpoint(recipe) if recipe.training.get("resume", "auto") == "auto" else None
+    resume = checkpoint_to_resume(recipe.training, arguments)
+    trainer, processor = make_trainer(recipe, arguments)
+    if trainer.is_world_process_zero():
+        output_dir.mkdir(parents=True, exist_ok=True)
+        write_recipe(recipe, output_dir / RECIPE_FILE)
+    # The first step's randomness does not depend on how the model was made: interrupted runs equal whole ones.
+    set_seed(arguments.seed)
+    result = trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    if trainer.stop_on_signal.stopped:
+        raise RunStopped(trainer.state.global_step, trainer.state.max_steps)
+    metrics = dict(result.metrics)
+    if trainer.eval_dataset is not None:
+        metrics |= trainer.evaluate()
+    if trainer.benchmarks is not None:
+        metrics |= trainer.benchmarks.metrics
+    _finish(trainer, processor, recipe, metrics)
+    return output_dir
+
+
+def make_trainer(recipe: Recipe, arguments: TrainingArguments) -> tuple[ObjectiveTrainer, Any]:
+    """The trainer of a recipe, with its model, its data and what learns; and the processor."""
+    set_seed(arguments.seed)
+    distributed.first_on_each_node(lambda: _prepare_embedded(recipe))
+    # A model put together from parts, or with adapters merged, is made whole; ZeRO-3 partitions it when training begins.
+    is_read_as_it_is = recipe.model.init_from is not None and not is_adapter(recipe.model.init_from)
+    with contextlib.nullcontext() if is_read_as_it_is else distributed.whole_models():
+        model, processor = build_model(recipe.model, quantize=recipe.lora.quantize if recipe.lora else None)
+    # Adapters begin the same however the model was read: ZeRO-3 draws random numbers while it reads.
     set_seed(arguments.seed)
     objective = recipe.objective_object()
-    model, processor = build_model(recipe.model, quantize=recipe.lora.quantize if recipe.lora else None)
     if hasattr(objective, "prepare"):  # one that compares with words has to know the tokenizer's
         objective.prepare(processor.tokenizer)
     model, rates = _learners(model, recipe)
-    for path in (recipe.data.path, recipe.data.validation_path, recipe.data.images):
-        resolve(Path(path or "").parent)  # a file of the embedded data is prepared on first use
+    check_heads(recipe, model)
     train, validation, collator = _data(recipe, model, processor, arguments)
     if recipe.model.init_from is None and getattr(recipe.model, "projector_norm", False):
         _measure_features(model, train)
@@ -69,29 +100,25 @@ def run(recipe: Recipe) -> Path:
         processing_class=processor,
         data_collator=collator,
     )
-    benchmarks = None
     if recipe.evaluation is not None:
         from vwlmm.evaluation.validation import BenchmarkCallback
 
-        benchmarks = BenchmarkCallback(trainer, processor, recipe.evaluation)
-        trainer.add_callback(benchmarks)
+        trainer.benchmarks = BenchmarkCallback(trainer, processor, recipe.evaluation)
+        trainer.add_callback(trainer.benchmarks)
     if validation is not None and isinstance(recipe.data, PairDataConfig):
         from vwlmm.pair_training import RetrievalCallback
 
         trainer.add_callback(RetrievalCallback(validation, collator, arguments.per_device_eval_batch_size))
-    if trainer.is_world_process_zero():
-        output_dir.mkdir(parents=True, exist_ok=True)
-        write_recipe(recipe, output_dir / RECIPE_FILE)
-    # The first step's randomness does not depend on how the model was made: interrupted runs equal whole ones.
-    set_seed(arguments.seed)
-    result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    metrics = dict(result.metrics)
-    if validation is not None:
-        metrics |= trainer.evaluate()
-    if benchmarks is not None:
-        metrics |= benchmarks.metrics
-    _finish(trainer, processor, recipe, metrics)
-    return output_dir
+    return trainer, processor
+
+
+def _prepare_embedded(recipe: Recipe) -> None:
+    """Embedded models and data, wherever the recipe names them, are prepared on first use."""
+    for section in (recipe.model, recipe.data):
+        for value in dataclasses.asdict(section).values():
+            if isinstance(value, str):
+                resolve(value)
+                resolve(Path(value).parent)  # a file of the embedded data
 
 
 def is_finished(recipe: Recipe) -> bool:
@@ -210,38 +237,19 @@ def _with_template(processor: Any, chat_template: str | None) -> Any:
     return processor
 
 
-def last_whole_checkpoint(output_dir: Path) -> Path | None:
-    """The newest checkpoint that was written to its end; its trainer_state.json is written last and must be readable."""
-
-    def is_whole(folder: Path) -> bool:
-        try:
-            json.loads((folder / "trainer_state.json").read_text())
-        except (FileNotFoundError, json.JSONDecodeError):
-            return False
-        return True
-
-    folders = [p for p in output_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if p.name.rsplit("-", 1)[1].isdigit()]
-    whole = [folder for folder in folders if is_whole(folder)]
-    return max(whole, key=lambda folder: int(folder.name.rsplit("-", 1)[1]), default=None)
-
-
-def _checkpoint(recipe: Recipe) -> Path | None:
-    checkpoint = last_whole_checkpoint(Path(recipe.training["output_dir"]))
-    if checkpoint is not None:
-        logger.warning("going on from %s", checkpoint)
-    return checkpoint
-
-
-def _arguments(recipe: Recipe) -> TrainingArguments:
+def arguments_of(recipe: Recipe) -> TrainingArguments:
     """TrainingArguments with what our batches need; DeepSpeed on a CPU speaks gloo and is told so before anything else."""
-    given = {name: value for name, value in recipe.training.items() if name not in ("resume",)}
+    given = {name: value for name, value in recipe.training.items() if name not in OWN_KEYS}
+    given |= share_batch(recipe.training, processes=distributed.world_size())
     on_cpu = not torch.cuda.is_available()
-    if given.get("deepspeed") and on_cpu:
-        import deepspeed
-
-        # Its op is compiled at start and serves inference only.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        deepspeed.init_distributed(dist_backend="gloo", timeout=timedelta(minutes=10))
+    if given.get("deepspeed"):
+        processes = distributed.world_size()
+        given["deepspeed"] = zero_config(given["deepspeed"], given, processes=processes, on_cpu=on_cpu)
+        distributed.pretend_launched()
+        if on_cpu:
+            distributed.start_deepspeed_on_cpu()
+    if given.get("fsdp"):
+        given["fsdp_config"] = fsdp_config(given.get("fsdp_config"), on_cpu=on_cpu)
     defaults = {
         "use_cpu": on_cpu,
         "report_to": "none",
@@ -273,6 +281,25 @@ def _learners(model: Any, recipe: Recipe) -> tuple[Any, LearningRates]:
     if recipe.lora is not None:
         return add_lora(model, recipe.lora, trainable)
     return model, set_trainable(model, trainable)
+
+
+def check_heads(recipe: Recipe, model: Any) -> None:
+    """A head that the recipe lets learn and the objective gives nothing: a mistake, and under ZeRO a crash without a name."""
+    objective = recipe.objective_object()
+    if not hasattr(objective, "heads_that_learn"):
+        return
+    learning = objective.heads_that_learn(bool(model.config.pseudo_image_features))
+    idle = [head for head in ("lm_head", "vm_head") if head in recipe.trainable and head not in learning]
+    if not idle:
+        return
+    target = recipe.objective.get("target", "visual_words")
+    message = (
+        f"trainable names {idle[0]}, but this objective gives it no gradient (target {target}, detached): leave it out of "
+        "`trainable`, or set objective.detach_target: false."
+    )
+    if recipe.training.get("deepspeed"):
+        raise ValueError(message)
+    logger.warning(message)
 
 
 def _measure_features(model: Any, train: Any, num_images: int = 256) -> None:

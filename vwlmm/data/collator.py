@@ -26,6 +26,8 @@ class Collator:
         quarantine: folder whose `quarantine.jsonl` lists bad rows, one a line; without it a bad row is raised.
     """
 
+    takes_no_rows = True  # a rank that has none left in a step gets a batch of one unscored token
+
     def __init__(
         self, processor: Any, *, pad_to_multiple_of: int | None = None, quarantine: str | Path | None = None
     ) -> None:

@@ -127,6 +127,18 @@ class VisualWords:
             terms |= {name: total / patches for name, total in logged.items()}
         return loss, terms
 
+    def heads_that_learn(self, pseudo_image_features: bool) -> set[str]:
+        """Which of `lm_head` and `vm_head` a step gives a gradient; with pseudo-image features the VM head feeds the LLM."""
+        config = self.config
+        visual, live = config.weights["vm"] > 0, not config.detach_target
+        language_model_learns = config.weights["lm"] > 0 or (visual and (live or config.target == "visual_words"))
+        heads = {"lm_head"} if language_model_learns else set()
+        if (visual and (live or config.target == "language_model")) or (
+            pseudo_image_features and language_model_learns
+        ):
+            heads.add("vm_head")
+        return heads
+
     def counted_by(self, term: str) -> str:
         """The count that a logged term is divided by: `lm` for the language loss, `vm` for all that is about patches."""
         return "lm" if term == "lm_loss" else "vm"
