@@ -51,7 +51,7 @@ class DistributedTrainer(Trainer):
         shared = self.args.world_size > 1 and self._can_share and isinstance(dataset, Dataset)
         if not shared or isinstance(dataset, IterableDataset):
             return _with_deaf_workers(super().get_eval_dataloader(eval_dataset))
-        return self._loader(dataset, SequentialSampler(dataset), self.args.eval_batch_size, drop_last=False)  # type: ignore[arg-type]
+        return self._loader(dataset, SequentialSampler(dataset), self.args.eval_batch_size, drop_last=False)
 
     @property
     def _can_share(self) -> bool:

@@ -56,14 +56,14 @@ class FeatureCache:
                 )
         self.folder, self.dtype, self.width = folder, key.dtype, int(saved["width"])
         self.rows = np.load(folder / "rows.npy")  # [rows, 3]: first token, tokens, checksum
-        size = int(self.rows[:, 1].sum()) * self.width * STORED[key.dtype]().itemsize
+        size = int(self.rows[:, 1].sum()) * self.width * np.dtype(STORED[key.dtype]).itemsize
         found = (folder / "features.bin").stat().st_size
         if found != size:
             raise ValueError(
                 f"The feature cache {folder} is damaged: features.bin has {found:,} bytes, expected {size:,}. Delete the folder "
                 "to have it made again."
             )
-        self._map: np.memmap | None = None
+        self._map: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -80,7 +80,7 @@ class FeatureCache:
         if self._map is None:  # opened in the worker that reads
             self._map = np.memmap(self.folder / "features.bin", STORED[self.dtype], "r").reshape(-1, self.width)
         values = np.array(self._map[first : first + tokens])
-        if zlib.crc32(values) != checksum:
+        if zlib.crc32(values.data) != checksum:
             raise ValueError(
                 f"The feature cache {self.folder} is damaged: row {index} is not what was written. Delete the folder to have it "
                 "made again."
@@ -107,7 +107,7 @@ def make_cache(folder: Path, key: CacheKey, tokens: np.ndarray, width: int, feat
         OSError: the disk has not that much room.
         ValueError: the features are not as many as was said.
     """
-    size = int(tokens.sum()) * width * STORED[key.dtype]().itemsize
+    size = int(tokens.sum()) * width * np.dtype(STORED[key.dtype]).itemsize
     folder.parent.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder.parent).free
     logger.warning(
@@ -138,9 +138,9 @@ def _write_features(path: Path, dtype: str, width: int, features: Iterable[Tenso
                 raise ValueError(f"A row's features are {row.shape[1]} wide, expected {width}.")
             stored = row.detach().to("cpu", getattr(torch, dtype)).contiguous()
             values = (stored.view(torch.uint16) if dtype == "bfloat16" else stored).numpy()
-            rows.append((first, len(values), zlib.crc32(values)))
+            rows.append((first, len(values), zlib.crc32(values.data)))
             first += len(values)
-            file.write(values)
+            file.write(values.data)
     return np.array(rows, dtype=np.int64).reshape(-1, 3)
 
 

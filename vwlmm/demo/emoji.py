@@ -7,6 +7,7 @@ import importlib.util
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 FONT = "font/glyf_colr0.ttf"
 SIDE = 112  # pixels, what the embedded tower reads
@@ -64,7 +65,7 @@ def emoji_names() -> dict[str, str]:
     }
 
 
-def _draw(text: str, font: "ImageFont.FreeTypeFont", path: Path) -> bool:  # noqa: F821 — Pillow is imported when needed
+def _draw(text: str, font: Any, path: Path) -> bool:
     """The emoji in colour on white, in the middle; False if the font has nothing to draw."""
     from PIL import Image, ImageDraw
 

@@ -281,7 +281,8 @@ def _swapped_prediction(
         log_p = image_tile / temperature - image_solution[2][:pairs, None]
         sums[0] -= (target * log_p).sum()
         sums[2] += torch.special.entr(target).sum()
-        best[0].see(log_p, start), best[1].see(target, start)
+        best[0].see(log_p, start)
+        best[1].see(target, start)
         gradient += (log_p.exp() - target) @ image_scores.directions(start, stop)
         if both_directions:
             target = _target(image_tile, image_solution, assignment, start, stop)

@@ -252,7 +252,7 @@ class DualEncoderModel(PreTrainedModel):
                 tower.eval()
         return self
 
-    def save_pretrained(
+    def save_pretrained(  # type: ignore[override]  # the arguments not named here are in kwargs
         self,
         save_directory: str | os.PathLike[Any],
         is_main_process: bool = True,
@@ -321,7 +321,7 @@ class DualEncoderModel(PreTrainedModel):
         setattr(self, f"{kind}_tower", tower)
         setattr(self.config, f"{kind}_config", tower.config)
 
-    def _init_weights(self, module: nn.Module) -> None:
+    def _init_weights(self, module: Any) -> None:
         if hasattr(module, "reset_parameters"):  # torch's own defaults, as in the released code
             module.reset_parameters()
 

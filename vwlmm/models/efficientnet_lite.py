@@ -59,7 +59,7 @@ class EfficientNetLiteModel(PreTrainedModel):
         features = self.head(features)
         return BaseModelOutputWithPooling(last_hidden_state=features, pooler_output=features.mean((2, 3)))
 
-    def _init_weights(self, module: nn.Module) -> None:
+    def _init_weights(self, module: Any) -> None:
         if hasattr(module, "reset_parameters"):
             module.reset_parameters()
 

@@ -61,12 +61,11 @@ def caption_states(
         if contextual is None:
             states = embed(ids)
         else:
-            has_bos = bos_token_id is not None
             read, attended = ids, valid
-            if has_bos:
+            if bos_token_id is not None:
                 read = torch.cat([torch.full_like(ids[:, :1], bos_token_id), ids], 1)
                 attended = torch.cat([torch.ones_like(valid[:, :1]), valid], 1)
-            states = contextual(embed(read), attended)[:, int(has_bos) :]
+            states = contextual(embed(read), attended)[:, int(bos_token_id is not None) :]
     return states, ids.masked_fill(~valid, -100)
 
 

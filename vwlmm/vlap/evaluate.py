@@ -19,7 +19,7 @@ from vwlmm.vlap.word_space import WordSpace, caption_kind, retrieval_scores
 def evaluate(
     model: Any,
     processor: Any,
-    pairs: list[dict[str, str]],
+    pairs: list[dict[str, Any]],
     images: Path,
     *,
     captions: str,
@@ -94,9 +94,9 @@ def main(arguments: list[str] | None = None) -> int:
     for row in read_rows(args.pairs, images=args.images):
         if isinstance(row, BadRow):
             raise row
-        if len(row.images) != 1:
+        if len(row.images) != 1 or not isinstance(row.images[0], str | Path):
             raise ValueError(
-                f"{row.source}: one picture and its caption were expected, got {len(row.images)} pictures."
+                f"{row.source}: one picture in a file and its caption were expected, got {len(row.images)} pictures."
             )
         text = " ".join(part["text"] for part in row.messages[-1]["content"] if part["type"] == "text")
         pairs.append({"image": row.images[0], "caption": text})
