@@ -5,6 +5,7 @@ import shutil
 import pytest
 from small_runs import moved, recipe, sections, weights
 
+from vwlmm.checkpoints import mark_whole, read_marker
 from vwlmm.cli import main
 from vwlmm.loading import load_model
 from vwlmm.training import run
@@ -56,11 +57,13 @@ def test_a_resumed_run_goes_on_with_its_queue_and_equals_a_whole_one(train, tmp_
         path = tmp_path / "out" / done
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     assert moved(whole, weights(train(*long))) == set()
-    forgotten = tmp_path / "out" / "checkpoint-2" / "objective_0.pt"
+    checkpoint = tmp_path / "out" / "checkpoint-2"
     for done in ("checkpoint-4", "result.json"):
         path = tmp_path / "out" / done
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-    forgotten.unlink()
+    facts = {name: value for name, value in read_marker(checkpoint).items() if name != "files"}
+    (checkpoint / "objective_0.pt").unlink()  # the queue is forgotten, and the checkpoint said to be whole without it
+    mark_whole(checkpoint, **facts)
     assert moved(whole, weights(train(*long))) != set()  # so the queue matters, and was there
 
 
