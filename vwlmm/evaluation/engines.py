@@ -21,7 +21,6 @@ def answer(
     config: EvaluationConfig,
     *,
     autocast: Any = None,
-    synced: bool = False,
 ) -> Iterator[list[Answer]]:
     """Answers all questions, some at a time, each as soon as it is there.
 
@@ -29,7 +28,6 @@ def answer(
         loaded: a `runner.LoadedModel`.
         texts: the prompts, for the engine "generate".
         autocast: makes a context in which the model computes, e.g. that of a trainer.
-        synced: see `Generator`.
 
     Raises:
         ValueError: the model cannot do what the benchmark needs.
@@ -61,7 +59,6 @@ def answer(
         model_id=loaded.name,
         answer_prompt=benchmark.answer_prompt,
         autocast=autocast,
-        synced=synced,
     )
     yield from generator.answers(questions, texts)
 

@@ -72,7 +72,6 @@ class Generator:
         model_id: name of the model in the answers file.
         answer_prompt: what the answers file keeps as `prompt` (`Benchmark.answer_prompt`).
         autocast: makes the context that the model computes in (a trainer's, during training).
-        synced: under ZeRO-3 every rank takes part in each token until the longest answer of all ranks ends.
     """
 
     def __init__(
@@ -86,12 +85,11 @@ class Generator:
         model_id: str,
         answer_prompt: Callable[[Question], str] = lambda question: question.prompt,
         autocast: Any = None,
-        synced: bool = False,
     ) -> None:
         self.model, self.processor, self.pictures = model, processor, pictures
         self.batch_size, self.model_id = batch_size, model_id
         self.answer_prompt = answer_prompt
-        self.autocast, self.synced = autocast, synced
+        self.autocast = autocast
         self.options = greedy(model, processor.tokenizer, max_new_tokens)
 
     def answers(self, questions: Sequence[Question], texts: Sequence[str]) -> Iterator[list[Answer]]:
@@ -121,9 +119,8 @@ class Generator:
         length = inputs["input_ids"].shape[1]
         _check_length(self.model, length, self.options["max_new_tokens"], questions)
         inputs = inputs.to(self.model.device, self.model.dtype)  # the dtype reaches the pixels only
-        extra = {"synced_gpus": True} if self.synced else {}
         with self.autocast() if self.autocast else nullcontext():
-            ids = self.model.generate(**inputs, **self.options, **extra)
+            ids = self.model.generate(**inputs, **self.options)
         new = ids[:, length:]  # [batch, new tokens]
         texts = self.processor.tokenizer.batch_decode(new, skip_special_tokens=True)
         ends = torch.isin(new, torch.tensor(self.options["eos_token_id"], device=new.device)).any(1).tolist()

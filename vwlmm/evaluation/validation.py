@@ -82,15 +82,14 @@ class BenchmarkCallback(TrainerCallback):
 
     def _answers(self, benchmark: Benchmark, files: Files, asked: Asked) -> list[Answer]:
         """All answers, on every rank."""
-        accelerator, zero3 = self.trainer.accelerator, is_deepspeed_zero3_enabled()
+        accelerator = self.trainer.accelerator
         rank, world = accelerator.process_index, accelerator.num_processes
-        # Under ZeRO-3 ranks call the model equally often. Generated answers see to that themselves (`synced`).
-        shared = world > 1 and not all_at_once(benchmark) and (benchmark.engine == "generate" or not zero3)
+        # Under ZeRO-3 ranks run the same modules in the same order, which questions with and without pictures do not:
+        # there every rank answers all.
+        shared = world > 1 and not all_at_once(benchmark) and not is_deepspeed_zero3_enabled()
         places = asked.chosen
         if shared:
-            each = -(-len(places) // world)
-            # Equally many a rank: the last ones answer a question again that another rank has.
-            places = [asked.chosen[(rank + world * number) % len(asked.chosen)] for number in range(each)]
+            places = asked.chosen[rank::world]
         pictures = Pictures(files.images, self.config.num_loaders)
         try:
             lines = [
@@ -103,7 +102,6 @@ class BenchmarkCallback(TrainerCallback):
                     pictures,
                     EvaluationConfig(batch_size=self.config.batch_size, max_new_tokens=self.config.max_new_tokens),
                     autocast=self.trainer.compute_loss_context_manager,
-                    synced=zero3 and world > 1,
                 )
                 for line in batch
             ]
