@@ -157,7 +157,7 @@ def main() -> None:
         run(json.loads(args.run))
         return
     lines = [machine_description(torch.device("cpu")), ""]
-    with tempfile.TemporaryDirectory(dir=args.scratch, prefix=".bench-") as name:
+    with tempfile.TemporaryDirectory(dir=args.scratch.resolve(), prefix=".bench-") as name:
         scratch = Path(name)
         (scratch / "in").mkdir()
         # In a process of its own: what it held would count as ours.
