@@ -332,7 +332,7 @@ def _four_bit() -> Any:
 
 def _finish(trainer: ObjectiveTrainer, processor: Any, recipe: Recipe, metrics: dict[str, Any]) -> None:
     output_dir = Path(recipe.training["output_dir"])
-    trainer.save_model(str(output_dir))
+    trainer.save_model(str(output_dir), _internal_call=True)  # else it would push a run that is not finished
     if trainer.is_world_process_zero():
         processor.save_pretrained(output_dir)
         if recipe.lora is not None:
