@@ -50,7 +50,7 @@ def test_encoding_gives_the_ids_that_the_processor_itself_gives(processor):
     assert not encoded.truncated
 
 
-@pytest.mark.parametrize("name", CHAT_TEMPLATES)
+@pytest.mark.parametrize("name", [name for name in CHAT_TEMPLATES if name != "caption"])  # TALK has two pictures
 def test_labels_are_the_answers_and_no_image_is_scored(processor, name):
     encoded = encode_row(TALK, processor, max_length=10_000, chat_template=CHAT_TEMPLATES[name])
     scored = [label for label in encoded.labels if label != IGNORE]

@@ -3,6 +3,7 @@
 import re
 
 import pytest
+from jinja2.exceptions import TemplateError
 from tokenizers import Tokenizer
 
 from vwlmm.data.encode import tokenize_messages
@@ -57,10 +58,11 @@ LEARNED = {
     "plain": ["A cat\n", "No.\n"],
 }
 TURNS = ("<image>\nWhat is this?", "A cat", "<image> And?", "No.")
+CONVERSATIONS = [name for name in CHAT_TEMPLATES if name != "caption"]  # that one is for one picture and its caption
 
 
 @pytest.mark.parametrize("parts", [True, False])
-@pytest.mark.parametrize("name", CHAT_TEMPLATES)
+@pytest.mark.parametrize("name", CONVERSATIONS)
 def test_each_template_writes_its_format_byte_for_byte(byte_tokenizer, name, parts):
     text = byte_tokenizer.apply_chat_template(
         say(*TURNS, parts=parts), chat_template=CHAT_TEMPLATES[name], tokenize=False
@@ -68,7 +70,7 @@ def test_each_template_writes_its_format_byte_for_byte(byte_tokenizer, name, par
     assert text == TWO_TURNS[name]
 
 
-@pytest.mark.parametrize("name", CHAT_TEMPLATES)
+@pytest.mark.parametrize("name", CONVERSATIONS)
 def test_a_prompt_for_generation_is_the_conversation_up_to_the_learned_answer(byte_tokenizer, name):
     prompt = byte_tokenizer.apply_chat_template(
         say(*TURNS[:3]), chat_template=CHAT_TEMPLATES[name], tokenize=False, add_generation_prompt=True
@@ -77,7 +79,7 @@ def test_a_prompt_for_generation_is_the_conversation_up_to_the_learned_answer(by
 
 
 @pytest.mark.parametrize("tokenizer_name", ["byte_tokenizer", "llama_tokenizer"])
-@pytest.mark.parametrize("name", CHAT_TEMPLATES)
+@pytest.mark.parametrize("name", CONVERSATIONS)
 def test_the_answers_and_their_end_tokens_are_scored_and_nothing_else(request, tokenizer_name, name):
     tokenizer = request.getfixturevalue(tokenizer_name)
     ids, scored = tokenize_messages(say(*TURNS), tokenizer, CHAT_TEMPLATES[name])
@@ -91,7 +93,7 @@ def test_the_answers_and_their_end_tokens_are_scored_and_nothing_else(request, t
     assert learned == LEARNED[name]
 
 
-@pytest.mark.parametrize("name", CHAT_TEMPLATES)
+@pytest.mark.parametrize("name", CONVERSATIONS)
 def test_where_transformers_own_mask_is_right_ours_is_the_same(byte_tokenizer, name):
     messages = say(*TURNS)
     ids, scored = tokenize_messages(messages, byte_tokenizer, CHAT_TEMPLATES[name])
@@ -165,3 +167,23 @@ def test_a_tokenizer_without_the_end_token_is_refused_or_warned_about(byte_token
         chat_template_for("vicuna_v1", no_end)
     with pytest.warns(UserWarning, match="does not know as one token"):
         chat_template_for("chatml", no_end)
+
+
+def test_the_caption_format_is_one_picture_its_prompt_and_a_caption_that_ends(byte_tokenizer):
+    template = CHAT_TEMPLATES["caption"]
+    messages = say("<image>\nDescribe it.", "A cat")
+    assert byte_tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False) == (
+        "<s><image>A picture of A cat</s>"
+    )
+    prompt = byte_tokenizer.apply_chat_template(
+        messages[:1], chat_template=template, tokenize=False, add_generation_prompt=True
+    )
+    assert prompt == "<s><image>A picture of"
+    ids, scored = tokenize_messages(messages, byte_tokenizer, template)
+    learned = [token for token, mark in zip(ids, scored, strict=True) if mark]
+    assert byte_tokenizer.decode(learned, clean_up_tokenization_spaces=False) == " A cat</s>"
+
+
+def test_the_caption_format_refuses_a_second_picture(byte_tokenizer):
+    with pytest.raises(TemplateError, match="one picture and its caption"):
+        byte_tokenizer.apply_chat_template(say(*TURNS), chat_template=CHAT_TEMPLATES["caption"], tokenize=False)
