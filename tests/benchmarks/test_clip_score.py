@@ -5,6 +5,7 @@ import torch
 from PIL import Image
 from scoring import run_score, write
 from tiny import make_tokenizer
+from tokenizers.processors import TemplateProcessing
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, LlamaConfig, LlamaForCausalLM
 
 from vwlmm.benchmarks.clip_score import ClipScorer
@@ -29,6 +30,9 @@ def clip(tmp_path_factory):
     folder = tmp_path_factory.mktemp("clip")
     CLIPModel(config).save_pretrained(folder)
     tokenizer.model_max_length = 24
+    # A text ends in its end token, where CLIP reads it.
+    ends = TemplateProcessing(single="$A <|im_end|>", special_tokens=[("<|im_end|>", tokenizer.eos_token_id)])
+    tokenizer.backend_tokenizer.post_processor = ends
     tokenizer.save_pretrained(folder)
     size = {"height": 28, "width": 28}
     CLIPImageProcessorPil(size=size, crop_size=size).save_pretrained(folder)

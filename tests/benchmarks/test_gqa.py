@@ -118,4 +118,4 @@ def test_a_file_of_another_benchmark_is_refused(capsys, tmp_path, questions):
 def test_help_shows_an_example(capsys):
     with pytest.raises(SystemExit):
         main(["score", "--help"])
-    assert "example: vwlmm score" in capsys.readouterr().out
+    assert "examples:\n  vwlmm score vqav2" in capsys.readouterr().out

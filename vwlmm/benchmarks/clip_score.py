@@ -47,7 +47,8 @@ class ClipScorer:
             raise ValueError(f"CLIP-S: expected a CLIP model, {source} holds a {type(model).__name__}.")
         # The PIL version: its pixels are the same on every machine.
         processor = AutoImageProcessor.from_pretrained(source, backend="pil")
-        return cls(model, processor, AutoTokenizer.from_pretrained(source))
+        # On the right, as CLIP was trained: its positions count from the left, and it reads the text at its end token.
+        return cls(model, processor, AutoTokenizer.from_pretrained(source, padding_side="right"))
 
     def score(
         self, pictures: Sequence[Path], captions: Sequence[str], references: Sequence[Sequence[str]]
