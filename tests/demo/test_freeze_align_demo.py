@@ -46,6 +46,7 @@ def recipes(towers, data, tmp_path):
     return {name: str(file) for name, file in files.items()}
 
 
+@pytest.mark.slow
 def test_the_page_holds_every_model_split_and_seed_whatever_the_outcome(recipes, data, tmp_path, monkeypatch):
     monkeypatch.setattr(freeze_align, "RECIPES", recipes)
     monkeypatch.setattr(freeze_align, "prepare", lambda name: data)
