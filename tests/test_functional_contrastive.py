@@ -75,6 +75,7 @@ def test_a_kept_graph_gives_the_same_gradients_twice():
     loss = 3 * contrastive_loss(images, texts, temperature)
     once = torch.autograd.grad(loss, images, retain_graph=True)
     torch.testing.assert_close(once, torch.autograd.grad(loss, images))
+    torch.testing.assert_close(once[0], 3 * torch.autograd.grad(plain(images, texts, temperature), images)[0])
 
 
 @pytest.mark.parametrize(

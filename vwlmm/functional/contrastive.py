@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from vwlmm.functional.streaming import check_choice, ranges, statistics_dtype
+from vwlmm.functional.streaming import check_choice, ranges, scale_in_place, statistics_dtype
 
 # Similarities kept at once, in bytes. On CPU 16 MiB is 512 rows against 8,192 columns in fp32.
 CHUNK_BYTES = {"cpu": 16 * 2**20, "cuda": 128 * 2**20}
@@ -107,37 +107,57 @@ class _Contrastive(torch.autograd.Function):
         first: int,
         chunk_rows: int,
     ) -> Tensor:
-        given = (images, texts, temperature, all_images, all_texts)
-        dtype = statistics_dtype(images.dtype, texts.dtype, temperature.dtype)
-        # fp32: cosines over a temperature of 0.01 lose the loss' digits in bf16.
-        image_rows, text_rows, heat = images.to(dtype), texts.to(dtype), temperature.to(dtype)
-        image_columns = image_rows if all_images is None else all_images.to(dtype)
-        text_columns = text_rows if all_texts is None else all_texts.to(dtype)
-        learns = any(ctx.needs_input_grad)
-        own = [torch.zeros_like(image_rows), torch.zeros_like(text_rows)] if learns else None
-        others = None
-        if own is not None:
-            others = own if all_images is None else [torch.zeros_like(image_columns), torch.zeros_like(text_columns)]
-        total, by_heat = image_rows.new_zeros(()), image_rows.new_zeros(())
-        for rows, columns, here in ((image_rows, text_columns, 0), (text_rows, image_columns, 1)):
-            gradients = None if own is None or others is None else (own[here], others[1 - here])
-            part, part_by_heat = _one_way(rows, columns, heat, first, chunk_rows, gradients)
-            total, by_heat = total + part / 2, by_heat + part_by_heat / 2
-        ctx.gradients = None
-        if own is not None and others is not None:
-            made = [*own, by_heat, *([None, None] if all_images is None else others)]
-            ctx.gradients = [
-                None if gradient is None or tensor is None or not needed else gradient.to(tensor.dtype)
-                for gradient, needed, tensor in zip(made, ctx.needs_input_grad, given, strict=False)
-            ]
+        total, ctx.gradients = _both_ways(
+            images, texts, temperature, all_images, all_texts, first, chunk_rows, ctx.needs_input_grad[:5]
+        )
+        ctx.save_for_backward(images, texts, temperature, all_images, all_texts)
+        ctx.first, ctx.chunk_rows = first, chunk_rows
         return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
-        # Not in place: a graph that is kept runs this twice.
-        gradients = [None if gradient is None else gradient * scale.to(gradient.dtype) for gradient in ctx.gradients]
-        return (*gradients, None, None)
+        gradients, ctx.gradients = ctx.gradients, None  # handed over: there is one copy of them
+        if gradients is None:  # a graph that was kept is walked a second time
+            needed = ctx.needs_input_grad[:5]
+            gradients = _both_ways(*ctx.saved_tensors, ctx.first, ctx.chunk_rows, needed)[1]
+        scale_in_place(gradients, scale)
+        return *gradients, None, None
+
+
+def _both_ways(
+    images: Tensor,
+    texts: Tensor,
+    temperature: Tensor,
+    all_images: Tensor | None,
+    all_texts: Tensor | None,
+    first: int,
+    chunk_rows: int,
+    needed: tuple[bool, ...],
+) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+    """The sum over own pairs, and its gradients by the five tensors where they are `needed`, else None."""
+    given = (images, texts, temperature, all_images, all_texts)
+    dtype = statistics_dtype(images.dtype, texts.dtype, temperature.dtype)
+    # fp32: cosines over a temperature of 0.01 lose the loss' digits in bf16.
+    image_rows, text_rows, heat = images.to(dtype), texts.to(dtype), temperature.to(dtype)
+    image_columns = image_rows if all_images is None else all_images.to(dtype)
+    text_columns = text_rows if all_texts is None else all_texts.to(dtype)
+    own = [torch.zeros_like(image_rows), torch.zeros_like(text_rows)] if any(needed) else None
+    others = own
+    if own is not None and all_images is not None:
+        others = [torch.zeros_like(image_columns), torch.zeros_like(text_columns)]
+    total, by_heat = image_rows.new_zeros(()), image_rows.new_zeros(())
+    for rows, columns, here in ((image_rows, text_columns, 0), (text_rows, image_columns, 1)):
+        gradients = None if own is None or others is None else (own[here], others[1 - here])
+        part, part_by_heat = _one_way(rows, columns, heat, first, chunk_rows, gradients)
+        total, by_heat = total + part / 2, by_heat + part_by_heat / 2
+    if own is None or others is None:
+        return total, (None,) * 5
+    made = [*own, by_heat.reshape(temperature.shape), *([None, None] if all_images is None else others)]
+    return total, tuple(
+        None if gradient is None or tensor is None or not wanted else gradient.to(tensor.dtype)
+        for gradient, wanted, tensor in zip(made, needed, given, strict=True)
+    )
 
 
 def _one_way(
