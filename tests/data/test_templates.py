@@ -186,4 +186,6 @@ def test_the_caption_format_is_one_picture_its_prompt_and_a_caption_that_ends(by
 
 def test_the_caption_format_refuses_a_second_picture(byte_tokenizer):
     with pytest.raises(TemplateError, match="one picture and its caption"):
-        byte_tokenizer.apply_chat_template(say(*TURNS), chat_template=CHAT_TEMPLATES["caption"], tokenize=False)
+        byte_tokenizer.apply_chat_template(
+            say("<image><image>Which?", "A cat"), chat_template=CHAT_TEMPLATES["caption"], tokenize=False
+        )
