@@ -18,7 +18,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from vwlmm.checkpoints import disk_full_explained, mark_whole, unmark
 from vwlmm.resuming import global_batch, sharding
 from vwlmm.sampler import GroupedRows, RankBatches, lengths_and_modalities
-from vwlmm.stopping import StopOnSignal, ignore_in_worker
+from vwlmm.stopping import StopOnSignal, end_workers_at_exit, ignore_in_worker
 
 logger = logging.getLogger(__name__)
 
@@ -133,6 +133,7 @@ class DistributedTrainer(Trainer):
 
 def _with_deaf_workers(loader: DataLoader) -> DataLoader:
     """The loader, with workers that a stop signal to the whole job does not end."""
+    end_workers_at_exit()
     inner = getattr(loader, "base_dataloader", loader)  # accelerate's wrapper reads from the one inside
     inner.worker_init_fn = partial(ignore_in_worker, init=inner.worker_init_fn)
     return loader

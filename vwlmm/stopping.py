@@ -1,9 +1,13 @@
 """A run that is asked to stop: SIGTERM or SIGUSR1 lets the step finish, saves a checkpoint and ends, on all ranks together."""
 
+import atexit
 import logging
+import multiprocessing
+import multiprocessing.util
 import signal
 import threading
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -87,6 +91,18 @@ class StopOnSignal(TrainerCallback):
         if self._ready is not None:
             self._ready.synchronize()
         return bool(self._everyone)
+
+
+@cache
+def end_workers_at_exit() -> None:
+    """Lets this process end although `ignore_in_worker` made its workers deaf to the SIGTERM that Python ends them with."""
+
+    def kill() -> None:
+        for child in multiprocessing.active_children():
+            if child.daemon:
+                child.kill()
+
+    atexit.register(kill)  # runs before the handler that multiprocessing registered when it was imported
 
 
 def ignore_in_worker(worker_id: int, init: Callable[[int], None] | None = None) -> None:
