@@ -204,13 +204,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--rounds", type=int, default=5, help="counted rounds; medians are reported")
-    parser.add_argument(
-        "--threads",
-        type=int,
-        nargs="+",
-        default=[1, 2],
-        help="CPU threads, one table each at the first size; the other sizes use the first number",
-    )
+    parser.add_argument("--threads", type=int, nargs="+", default=[1], help="CPU threads, one table each")
     parser.add_argument(
         "--size", type=int, nargs=3, action="append", metavar=("ROWS", "HIDDEN", "VOCAB"), help="instead of the default"
     )
@@ -238,8 +232,7 @@ def main() -> None:
         "of which 1,152 in 2,048 are image rows.",
     ]
     for rows, hidden, vocab in sizes:
-        counts = arguments.threads if (rows, hidden, vocab) == sizes[0] else arguments.threads[:1]
-        for threads in counts if device.type == "cpu" else [torch.get_num_threads()]:
+        for threads in arguments.threads if device.type == "cpu" else [torch.get_num_threads()]:
             where = f", {threads} thread{'s' if threads > 1 else ''}" if device.type == "cpu" else ""
             parts.append(f"### {rows:,} rows, hidden {hidden:,}, vocab {vocab:,}{where}")
             print(parts[-1], flush=True)
