@@ -1,6 +1,7 @@
 """Pairs of towers with their preprocessing: our dual encoders and CLIP; `vwlmm data curate` and `vwlmm tsne` run on them."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -12,7 +13,10 @@ from transformers import AutoModel, AutoTokenizer, CLIPConfig, CLIPModel, CLIPTe
 from vwlmm import DualEncoderModel
 from vwlmm.cli import main
 from vwlmm.encoders import load_image_processor, load_tokenizer
+from vwlmm.evaluation.runner import LoadedModel
 from vwlmm.pair_encoder import load_pair_encoder
+from vwlmm.pair_recipe import PairModelConfig
+from vwlmm.pair_training import build_pair
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (20, 40, 230)}
 
@@ -203,3 +207,18 @@ def test_zero_shot_refuses_a_class_list_that_does_not_match(labelled, dual, caps
     ]
     assert main(arguments) == 1
     assert "1 labels are not in the class list of 2: 'blue'" in capsys.readouterr().err
+
+
+def test_one_flipped_byte_of_a_saved_pair_is_named_by_whoever_loads_it(dual, tmp_path):
+    damaged = shutil.copytree(dual, tmp_path / "damaged")
+    weights = bytearray((damaged / "model.safetensors").read_bytes())
+    weights[-5] ^= 1
+    (damaged / "model.safetensors").write_bytes(weights)
+    for load in (
+        load_pair_encoder,
+        LoadedModel.load,
+        lambda folder: build_pair(PairModelConfig(init_from=str(folder))),
+    ):
+        with pytest.raises(ValueError, match=r"model\.safetensors is damaged: its bytes are not those that were written"):
+            load(damaged)
+        load(dual)

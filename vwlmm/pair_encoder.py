@@ -21,6 +21,7 @@ from vwlmm.embedded import resolve
 from vwlmm.encoders import load_image_processor, load_tokenizer
 from vwlmm.models import DualEncoderConfig, DualEncoderModel
 from vwlmm.segmentation import patch_embeddings
+from vwlmm.weights.check import refuse_damage
 
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 MAX_LENGTH = 77  # tokens, as in freeze-align and CLIP
@@ -111,6 +112,7 @@ def load_pair_encoder(
     """
     source = str(resolve(source))
     config = AutoConfig.from_pretrained(source)
+    refuse_damage(source)
     model: Any
     if isinstance(config, DualEncoderConfig):
         model = DualEncoderModel.from_pretrained(source, dtype=dtype)

@@ -28,6 +28,7 @@ from vwlmm.models import DualEncoderModel
 from vwlmm.models.towers import fingerprint
 from vwlmm.pair_recipe import PairModelConfig
 from vwlmm.retrieval import recall
+from vwlmm.weights.check import refuse_damage
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +40,7 @@ def build_pair(config: PairModelConfig) -> tuple[DualEncoderModel, Any]:
     dtype = getattr(torch, config.dtype)
     if config.init_from is not None:
         source = str(resolve(config.init_from))
+        refuse_damage(source)
         return DualEncoderModel.from_pretrained(source, dtype=dtype), build_pair_processor(config)
     assert config.vision_tower  # PairModelConfig has checked both
     assert config.text_tower

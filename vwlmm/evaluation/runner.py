@@ -69,7 +69,9 @@ def _load_pair(source: str, dtype: str, device: str | None) -> tuple[Any, Any]:
     from transformers import AutoModel, AutoProcessor
 
     import vwlmm.models  # noqa: F401 — registers the class with AutoModel
+    from vwlmm.weights.check import refuse_damage
 
+    refuse_damage(source)
     model = AutoModel.from_pretrained(source, dtype=dtype if dtype == "auto" else getattr(torch, dtype))
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return model.to(place).eval(), AutoProcessor.from_pretrained(source)

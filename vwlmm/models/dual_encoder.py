@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput
 
+from vwlmm.models.checksums import write_checksums
 from vwlmm.models.dual_encoder_configuration import DualEncoderConfig
 from vwlmm.models.token_projectors import Temperature, make_projection, masked_mean
 from vwlmm.models.towers import (
@@ -273,7 +274,10 @@ class DualEncoderModel(PreTrainedModel):
         left_out = tuple(f"{kind}_tower." for kind in KINDS if kind not in stored)
         whole = self.state_dict() if state_dict is None else state_dict
         kept = {name: tensor for name, tensor in whole.items() if not name.startswith(left_out)} if left_out else whole
-        return super().save_pretrained(save_directory, is_main_process, kept, **kwargs)
+        written = super().save_pretrained(save_directory, is_main_process, kept, **kwargs)
+        if is_main_process:
+            write_checksums(save_directory)
+        return written
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:

@@ -38,6 +38,18 @@ def check_folder(folder: str | Path) -> list[str]:
     return [problem for path in files if (problem := _changed(path))]
 
 
+def refuse_damage(source: str | Path) -> None:
+    """`check_folder` before a model is read; a hub id, which is no folder, is checked by the Hub's own client.
+
+    Raises:
+        FileNotFoundError: an index names a missing shard.
+        ValueError: a file is cut short, holds code, or differs from what was written by as little as one byte.
+    """
+    damaged = check_folder(source) if Path(source).is_dir() else []
+    if damaged:
+        raise ValueError(" ".join(damaged))
+
+
 def _changed(path: Path) -> str | None:
     written = written_sums(path.parent).get(path.name)
     if written is not None:
