@@ -219,6 +219,8 @@ def test_one_flipped_byte_of_a_saved_pair_is_named_by_whoever_loads_it(dual, tmp
         LoadedModel.load,
         lambda folder: build_pair(PairModelConfig(init_from=str(folder))),
     ):
-        with pytest.raises(ValueError, match=r"model\.safetensors is damaged: its bytes are not those that were written"):
+        with pytest.raises(
+            ValueError, match=r"model\.safetensors is damaged: its bytes are not those that were written"
+        ):
             load(damaged)
         load(dual)

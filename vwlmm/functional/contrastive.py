@@ -12,8 +12,8 @@ from torch.autograd.function import once_differentiable
 
 from vwlmm.functional.streaming import check_choice, ranges, scale_in_place, statistics_dtype
 
-# Similarities kept at once, in bytes. On CPU 16 MiB is 512 rows against 8,192 columns in fp32.
-CHUNK_BYTES = {"cpu": 16 * 2**20, "cuda": 128 * 2**20}
+# Similarities kept at once, in bytes. On CPU 8 MiB is 256 rows against 8,192 columns in fp32.
+CHUNK_BYTES = {"cpu": 8 * 2**20, "cuda": 128 * 2**20}
 MIN_CHUNK_ROWS = 64
 
 
@@ -120,7 +120,10 @@ class _Contrastive(torch.autograd.Function):
         gradients, ctx.gradients = ctx.gradients, None  # handed over: there is one copy of them
         if gradients is None:  # a graph that was kept is walked a second time
             needed = ctx.needs_input_grad[:5]
-            gradients = _both_ways(*ctx.saved_tensors, ctx.first, ctx.chunk_rows, needed)[1]
+            images, texts, temperature, all_images, all_texts = ctx.saved_tensors
+            gradients = _both_ways(
+                images, texts, temperature, all_images, all_texts, ctx.first, ctx.chunk_rows, needed
+            )[1]
         scale_in_place(gradients, scale)
         return *gradients, None, None
 
@@ -177,12 +180,14 @@ def _one_way(
         chunk = rows[start:stop]
         logits = (chunk @ columns.T).div_(temperature)  # [chunk, columns]
         own = torch.arange(start + first, stop + first, device=rows.device).unsqueeze(1)
-        normaliser = logits.logsumexp(1, keepdim=True)
-        total = total + (normaliser - logits.gather(1, own)).sum()
+        of_own = logits.gather(1, own)
+        largest = logits.amax(1, keepdim=True)
+        slopes = logits.sub_(largest).exp_()  # in place all along: torch's logsumexp makes two more such matrices
+        normaliser = slopes.sum(1, keepdim=True)
+        total = total + (normaliser.log() + largest - of_own).sum()
         if gradients is None:
             continue
-        slopes = logits.sub_(normaliser).exp_()  # softmax, in place
-        slopes.scatter_add_(1, own, slopes.new_full(own.shape, -1.0))
+        slopes.div_(normaliser).scatter_add_(1, own, slopes.new_full(own.shape, -1.0))
         by_rows = (slopes @ columns).div_(temperature)  # [chunk, dim]
         # The logits are rows · columns / temperature: their slope by the temperature follows from the one by the rows.
         by_heat = by_heat - (by_rows * chunk).sum() / temperature

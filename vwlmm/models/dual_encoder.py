@@ -276,7 +276,7 @@ class DualEncoderModel(PreTrainedModel):
         kept = {name: tensor for name, tensor in whole.items() if not name.startswith(left_out)} if left_out else whole
         written = super().save_pretrained(save_directory, is_main_process, kept, **kwargs)
         if is_main_process:
-            write_checksums(save_directory)
+            write_checksums(Path(save_directory))
         return written
 
     @classmethod
