@@ -11,7 +11,7 @@ RESULTS ?= results/$(notdir $(patsubst %/,%,$(MODEL)))
 IMAGE ?= checkpoints/embedded/easy-vqa/images/test/0.png
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo compare test test-slow test-gpu test-lmms-eval check format bench train eval chat clean
+.PHONY: help install demo compare test test-slow test-gpu test-lmms-eval check format bench bench-convert train eval chat clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -64,6 +64,13 @@ format: install  ## put the code into shape
 bench: install  ## measure speed and memory: bench/results.md
 	$(BIN)/python bench/visual_word_loss.py --out bench/results.md
 	$(BIN)/python bench/training_step.py --out bench/results.md
+	$(BIN)/python bench/vlap.py --out bench/results.md
+	$(BIN)/python bench/contrastive.py --out bench/results.md
+	$(BIN)/python bench/feature_cache.py --out bench/results.md
+	$(BIN)/python bench/curation.py --out bench/results.md
+
+bench-convert: install  ## convert a checkpoint of 7B shapes (45 GB of disk, a few minutes): bench/results.md
+	$(BIN)/python bench/convert.py --out bench/results.md
 
 train: install  ## train a recipe: make train RECIPE=train/forkme.yaml
 	$(BIN)/vwlmm train $(RECIPE)
