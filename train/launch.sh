@@ -35,8 +35,8 @@ count_gpus() { python -c "import torch; print(torch.cuda.device_count() or 1)"; 
 
 if [ -n "${SLURM_JOB_ID:-}" ]; then
     # Under SLURM: srun is the launcher, so that the ranks themselves get its signals; they meet at the first machine.
-    MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-    export MASTER_ADDR MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000)) WORLD_SIZE=$SLURM_NTASKS
+    machines=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+    export MASTER_ADDR=${machines%%$'\n'*} MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000)) WORLD_SIZE=$SLURM_NTASKS
     # The tasks find their own numbers in their own environment, hence the single quotes.
     # shellcheck disable=SC2016
     srun --kill-on-bad-exit=1 bash -c 'export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID
