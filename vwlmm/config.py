@@ -64,6 +64,23 @@ class ModelConfig:
         if self.dtype not in DTYPES:
             raise ValueError(f"model.dtype is one of {', '.join(DTYPES)}: got {self.dtype!r}.")
 
+    def new_model(self) -> dict[str, Any]:
+        """What `vwlmm.assembly.configure` and `assemble` are given for a new model, embedded parts as folders."""
+        from vwlmm.embedded import resolve
+
+        names = (
+            "chat_template", "projector_type", "projector_patch_merge", "projector_norm", "contextual_text",
+            "keep_class_token", "vision_feature_layer", "image_aspect_ratio",
+        )  # fmt: skip
+        assert self.vision_tower  # __post_init__ has checked both
+        assert self.language_model
+        return {
+            "vision_tower": resolve(self.vision_tower),
+            "language_model": resolve(self.language_model),
+            "pseudo_image_features": bool(self.pseudo_image_features),
+            **{name: getattr(self, name) for name in names},
+        }
+
 
 @dataclass
 class LoraConfig:

@@ -161,22 +161,7 @@ def _configuration(config: ModelConfig) -> VisualWordLlavaConfig:
     if config.init_from is None:
         from vwlmm.assembly import configure
 
-        assert config.vision_tower  # ModelConfig has checked all three
-        assert config.language_model
-        assert config.chat_template
-        return configure(
-            resolve(config.vision_tower),
-            resolve(config.language_model),
-            chat_template=config.chat_template,
-            projector_type=config.projector_type,
-            projector_patch_merge=config.projector_patch_merge,
-            projector_norm=config.projector_norm,
-            pseudo_image_features=bool(config.pseudo_image_features),
-            contextual_text=config.contextual_text,
-            keep_class_token=config.keep_class_token,
-            vision_feature_layer=config.vision_feature_layer,
-            image_aspect_ratio=config.image_aspect_ratio,
-        )[0]
+        return configure(**config.new_model())[0]
     changes: dict[str, Any] = (
         {} if config.pseudo_image_features is None else {"pseudo_image_features": config.pseudo_image_features}
     )

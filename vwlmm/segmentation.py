@@ -11,9 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, normalize
 
-VOID = 255  # of PASCAL VOC's masks: borders and objects that are not scored
-SCRIPT_SIZE = 256  # pixels a side to which the script brings maps and masks
-SCRIPT_THRESHOLD = 0.4
+from vwlmm.benchmarks.segmentation_metrics import VOID, script_iou
 
 
 def patch_embeddings(model: torch.nn.Module, pixel_values: Tensor, *, cls_residual: bool = True) -> Tensor:
@@ -147,20 +145,8 @@ def script_ious(patches: Tensor, classes: Tensor, mask: Tensor) -> dict[int, flo
     There is no choice between classes: a pixel may belong to several. Masks are resized with linear interpolation of the
     label numbers, as the script does, which makes up labels along borders; both are why this is not the paper's measure.
     """
-    size = (SCRIPT_SIZE, SCRIPT_SIZE)
-    mask = torch.where(mask == VOID, 0, mask)
-    resized = interpolate(mask[None, None].float(), size=size, mode="bilinear", align_corners=False)[0, 0].long()
-    maps = class_maps(patches, classes, size, scaled=False)
-    found = {}
-    for label in mask.unique().tolist():
-        if label == 0:
-            continue
-        own = maps[label - 1]
-        spread = own.max() - own.min()
-        predicted = (own - own.min()) / spread.clamp_min(torch.finfo(own.dtype).tiny) > SCRIPT_THRESHOLD
-        actual = resized == label
-        found[label] = float((predicted & actual).sum() / (predicted | actual).sum().clamp_min(1))
-    return found
+    scores = {number: patches.float() @ vector for number, vector in enumerate(classes.float(), start=1)}
+    return script_iou(scores, mask, linear_masks=True)
 
 
 @dataclass

@@ -170,24 +170,7 @@ def build_model(config: ModelConfig | PairModelConfig, *, quantize: str | None =
     if config.init_from is None:
         if quantize:
             raise ValueError("lora.quantize needs a trained model: give model.init_from.")
-        assert config.vision_tower  # ModelConfig has checked all three
-        assert config.language_model
-        assert config.chat_template
-        model, processor = assemble(
-            resolve(config.vision_tower),
-            resolve(config.language_model),
-            chat_template=config.chat_template,
-            vm_head_init=config.vm_head_init or "random",
-            projector_type=config.projector_type,
-            projector_patch_merge=config.projector_patch_merge,
-            projector_norm=config.projector_norm,
-            pseudo_image_features=bool(config.pseudo_image_features),
-            contextual_text=config.contextual_text,
-            keep_class_token=config.keep_class_token,
-            vision_feature_layer=config.vision_feature_layer,
-            image_aspect_ratio=config.image_aspect_ratio,
-            dtype=dtype,
-        )
+        model, processor = assemble(**config.new_model(), vm_head_init=config.vm_head_init or "random", dtype=dtype)
         if config.attn_implementation:
             model.set_attn_implementation(config.attn_implementation)
         return model, processor

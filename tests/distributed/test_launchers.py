@@ -64,8 +64,6 @@ def test_every_launcher_trains_with_the_zero_files(tmp_path, trained, rows, laun
 @pytest.mark.embedded
 @pytest.mark.parametrize("launcher", ["torchrun", "deepspeed", "accelerate"])
 def test_every_launcher_runs_the_demo_recipe_for_a_few_steps(tmp_path, launcher):
-    if not (ROOT / "checkpoints" / "embedded").exists():
-        pytest.skip("the embedded weights are not prepared: make demo")
     changes = (
         f"training.output_dir={tmp_path / 'demo'}",
         "training.max_steps=2",

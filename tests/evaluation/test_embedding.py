@@ -111,6 +111,7 @@ class Pair(torch.nn.Module):
 
     device, dtype = torch.device("cpu"), torch.float32
     vision_projection = None
+    config = SimpleNamespace(local_vision_weight=1.0)
 
     def __init__(self):
         super().__init__()

@@ -9,12 +9,12 @@ from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
+
+from vwlmm import zero_shot
 
 from .official_files import read_json, read_text
 
-SINGLE = "photo of {}"  # what freeze-align's code falls back to
 # Names of CLIP_benchmark's JSON where they are not ours.
 _CLIP_NAMES = {
     "aircraft": "fgvc_aircraft",
@@ -36,7 +36,7 @@ def sentences(class_names: Sequence[str], templates: str, file: Path | None, nam
         ImportError: CLIP's templates are wanted and neither open_clip nor CLIP_benchmark is installed.
     """
     if templates == "single":
-        patterns: Any = [SINGLE]
+        patterns: Any = [zero_shot.SINGLE]
     elif templates == "clip":
         patterns = _clip_templates(name_of_set)
     elif file is not None:
@@ -54,7 +54,7 @@ def sentences(class_names: Sequence[str], templates: str, file: Path | None, nam
     return [[pattern.replace("{c}", "{}").replace("{}", name) for pattern in patterns] for name in class_names]
 
 
-def class_vectors(embed: Callable[[Sequence[str]], Tensor], groups: Sequence[Sequence[str]], how: str) -> Tensor:
+def class_vectors(embed: Callable[[list[str]], Tensor], groups: Sequence[Sequence[str]], how: str) -> Tensor:
     """One vector a class from unit vectors of its sentences, `[classes, dim]`.
 
     Args:
@@ -62,12 +62,10 @@ def class_vectors(embed: Callable[[Sequence[str]], Tensor], groups: Sequence[Seq
         how: "mean": the mean of unit vectors, of length 1 again (CLIP). "released": freeze-align's code, where lists are
             filled up to the longest by their first sentence and the mean keeps its length, which enters the ranking.
     """
+    prompts = {str(number): list(group) for number, group in enumerate(groups)}
     longest = max(len(group) for group in groups)
-    if how == "released":
-        groups = [[*group, *[group[0]] * (longest - len(group))] for group in groups]
-    vectors = torch.nn.functional.normalize(embed([text for group in groups for text in group]).float(), dim=-1)
-    means = torch.stack([part.mean(0) for part in vectors.split([len(group) for group in groups])])
-    return means if how == "released" else torch.nn.functional.normalize(means, dim=-1)
+    released = how == "released"
+    return zero_shot.class_vectors(embed, prompts, renormalise=not released, pad_to=longest if released else None)
 
 
 def read_class_names(path: Path) -> list[str]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from vwlmm.benchmarks import Question
 from vwlmm.evaluation.generation import Pictures, greedy
 from vwlmm.evaluation.prompts import writes_begin_token
+from vwlmm.segmentation import patch_embeddings
 
 PICTURE_OF = "A picture of"  # what the language model goes on with behind the result of image arithmetic
 DESCRIPTION_TOKENS = 16
@@ -53,14 +54,9 @@ class DualEncoderEmbedder:
     @torch.no_grad()
     def embed_patches(self, image: str | bytes) -> Tensor:
         """`[rows, columns, dim]`, fp32: the projected patches as they are, which freeze-align multiplies with texts."""
-        if self.model.local_vision_projection is None:
-            raise ValueError("Segmentation compares patches with texts, and this model projects the class token only.")
         pixels = self.processor.image_processor(load_all(self.pictures, [image]), return_tensors="pt")["pixel_values"]
-        tokens = self.model.vision_tokens(pixels.to(self.model.device, self.model.dtype))
-        patches = self.model.local_vision_projection(tokens[:, 1:])[0]  # [patches, dim]
-        if self.model.vision_projection is not None:
-            patches = self.model.vision_projection(patches)
-        return square(patches.float().cpu())
+        pixels = pixels.to(self.model.device, self.model.dtype)
+        return patch_embeddings(self.model, pixels, cls_residual=False)[0].float().cpu()
 
 
 class WordEmbedder:
