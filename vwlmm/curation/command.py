@@ -169,4 +169,9 @@ def bar(what: str, total: int) -> Callable[[int], None]:
     """A progress bar on a terminal, nothing in a log file."""
     from tqdm import tqdm
 
-    return tqdm(total=total or None, desc=what, unit="", unit_scale=True, disable=None).update
+    progress = tqdm(total=total or None, desc=what, unit="", unit_scale=True, disable=None)
+
+    def more(count: int) -> None:
+        progress.update(count)
+
+    return more
