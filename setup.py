@@ -54,7 +54,7 @@ setup(
             "types-tqdm",
         ],
     },
-    package_data={"vwlmm.integrations.lmms_eval": ["tasks/*.yaml", "tasks/*.py"]},
+    package_data={"vwlmm.demo": ["*.jsonl"], "vwlmm.integrations.lmms_eval": ["tasks/*.yaml", "tasks/*.py"]},
     entry_points={
         "console_scripts": ["vwlmm = vwlmm.cli:main"],
         "lmms_eval.models": ["vwlmm = vwlmm.integrations.lmms_eval:manifest"],

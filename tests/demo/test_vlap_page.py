@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from vwlmm.config import read_recipe
-from vwlmm.demo.vlap import ARMS, BEGIN, END, METRICS, RECIPE, TRIPLES, arm_recipe, measured, write_measured
+from vwlmm.demo.vlap import ARMS, BEGIN, END, LISTS, METRICS, RECIPE, arm_recipe, exchanged, measured, write_measured
 
 
 def run_of(value):
@@ -19,12 +19,12 @@ def run_of(value):
     }
 
 
-def sum_of(rank):
+def sum_of(rank, alone=None):
     return {
         "note": "a − b + c",
         "expected": "x",
         "rank": rank,
-        "rank_of_first_picture": None,
+        "rank_of_first_picture": alone,
         "words": ["w"] * 10,
         "caption": "",
     }
@@ -32,9 +32,10 @@ def sum_of(rank):
 
 def test_the_tables_give_mean_lowest_and_highest_and_count_the_hits():
     scores = {arm: [run_of(0.1), run_of(0.3)] for arm in ARMS}
-    text = measured(scores, [sum_of(1), sum_of(10), sum_of(11), sum_of(None)], read_recipe(RECIPE), [0, 1])
+    rows = [sum_of(1), sum_of(10, alone=10), sum_of(11, alone=1), sum_of(None)]
+    text = measured(scores, [dict.fromkeys(LISTS, rows)] * 2, read_recipe(RECIPE), [0, 1])
     assert "0.200 (0.100–0.300)" in text
-    assert "**2 of 4**" in text
+    assert "| second list | 2 of 4 (1) | 2 of 4 (1) |" in text
     assert "Chance is 0.003 at R@1 and 0.017 at R@5" in text
     assert "| c0 | a \\| b c | a \\| b c |" in text
     assert "| a − b + c | x | > 1000 | > 1000 |" in text
@@ -58,8 +59,14 @@ def test_the_arms_differ_in_the_weight_of_the_assignment_alone():
     assert one == other
 
 
-def test_the_twenty_sums_are_well_formed():
-    rows = [json.loads(line) for line in TRIPLES.read_text().splitlines()]
+def test_captions_exchanged_are_scored_against_every_other_picture_s():
+    samples = [{"caption": caption, "written": "red heart"} for caption in ("red heart", "red apple", "dog")]
+    assert exchanged(samples) == pytest.approx((0.5 + 0 + 1 + 0 + 1 + 0.5) / 6)
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_the_twenty_sums_are_well_formed(name):
+    rows = [json.loads(line) for line in LISTS[name].read_text().splitlines()]
     assert len(rows) == 20
     assert all(len(row["plus"]) == 2 and len(row["minus"]) == 1 and len(row["expected"]) == 1 for row in rows)
 

@@ -35,7 +35,7 @@ STAGES = {
 
 
 def write_recipe(
-    folder: Path, name: str, model: Path, rows: Path, *, stage: int = 4, level: str | None = None, **changes: Any
+    folder: Path, name: str, model: Path, rows: Path, /, *, stage: int = 4, level: str | None = None, **changes: Any
 ) -> Path:
     """A recipe file of a stage whose global batch is four rows; `section__key=value` changes a value."""
     content = sections(model, rows, folder / name)

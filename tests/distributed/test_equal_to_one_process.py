@@ -1,6 +1,7 @@
 """Two ranks, however sharded, are one process: losses, weights and the model that is left behind."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,8 +11,9 @@ from runs import train as train_rank
 from small_runs import logs, weights
 
 from vwlmm import load_model
+from vwlmm.cli import main
 
-TERMS = ("loss", "lm_loss", "vm_loss", "kl", "visual_word_entropy")
+TERMS = ("loss", "lm_loss", "vm_loss", "kl", "visual_word_entropy", "assignment_loss", "assignment_entropy")
 TOLERANCE = 2e-5
 REFERENCES: dict = {}
 
@@ -20,11 +22,12 @@ REFERENCES: dict = {}
 def compare(tmp_path, trained, rows, tmp_path_factory):
     """Runs one process and two ranks, and holds their logs and weights against each other."""
 
-    def run_both(level, **recipe):
-        key = json.dumps(recipe, sort_keys=True, default=str)
+    def run_both(level, *, rows_at_once=2, **recipe):
+        alone = recipe | {"training__per_device_train_batch_size": rows_at_once}
+        key = json.dumps(alone, sort_keys=True, default=str)
         if key not in REFERENCES:  # one process serves all levels
             folder = tmp_path_factory.mktemp("one")
-            assert on_ranks(1, train_rank, write_recipe(folder, "one", trained, rows, **recipe)) == ["finished"]
+            assert on_ranks(1, train_rank, write_recipe(folder, "one", trained, rows, **alone)) == ["finished"]
             REFERENCES[key] = folder / "one"
         assert on_ranks(2, train_rank, write_recipe(tmp_path, "two", trained, rows, level=level, **recipe)) == [
             "finished",
@@ -111,6 +114,34 @@ KINDS = {"training__max_steps": 10, "training__train_sampling_strategy": "sequen
 def test_a_rank_with_pictures_only_beside_one_with_text_only_equals_one_process(compare, two_kinds, level, pseudo):
     changes = KINDS | {"data__path": str(two_kinds)} | (PSEUDO if pseudo else {})
     compare(level, **changes)
+
+
+@pytest.mark.parametrize("captions", ["word_embeddings", pytest.param("contextual", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "level", ["zero3", *(pytest.param(name, marks=pytest.mark.slow) for name in LEVELS if name != "zero3")]
+)
+def test_vlap_shares_words_out_over_both_ranks_as_one_process_does(compare, parts, rows, tmp_path, level, captions):
+    """The words' masses are those of the batch of all ranks: with those of a rank alone the losses would differ."""
+    objective = {"name": "vlap", "prior": str(tmp_path / "prior.json"), "epsilon": 0.05, "temperature": 0.05}
+    changes = {
+        "model": {
+            "vision_tower": str(parts / "tower"),
+            "language_model": str(parts / "llm"),
+            "chat_template": "caption",
+            "vm_head_init": "word_embeddings",
+            "projector_type": "linear",
+        },
+        "objective": objective | {"captions": captions, "weights": {"lm": 1.0, "assignment": 1.0}},
+        "trainable": {"multi_modal_projector": 1e-3},
+        "data__path": str(rows / "captions.json"),
+        "training__max_steps": 10,
+    }
+    counted = write_recipe(tmp_path, "counted", Path(), rows, **changes)
+    assert main(["data", "word-prior", str(counted)]) == 0
+    # One process without accumulation: words are shared out over what is seen at once.
+    one, _ = compare(level, rows_at_once=4, **changes)
+    first, *_, last = (line["assignment_loss"] for line in logs(one) if "assignment_loss" in line)
+    assert last < first
 
 
 def test_more_ranks_than_rows_in_the_last_batch_count_no_row_twice(compare, rows, tmp_path):

@@ -52,14 +52,22 @@ def write_emoji(openmoji: Path, out: Path) -> None:
         (out / f"captions_{split}.json").write_text(json.dumps(chosen, indent=0, ensure_ascii=False), encoding="utf-8")
 
 
-def emoji_names() -> dict[str, str]:
-    """Every fully-qualified emoji without skin tone that is no country's flag, and its English name: `woman firefighter`."""
+def emoji_names(*, hyphens: bool = True) -> dict[str, str]:
+    """Every fully-qualified emoji without skin tone that is no country's flag, and its English name: `woman firefighter`.
+
+    Args:
+        hyphens: keep those of a name (`jack-o-lantern`); otherwise they are blanks too.
+
+    Raises:
+        FileNotFoundError: the package emoji is not installed.
+    """
     spec = importlib.util.find_spec("emoji")
     if spec is None or not spec.submodule_search_locations:
         raise FileNotFoundError("Names of emoji come from a package that is not installed: pip install emoji==2.16.0")
     known = json.loads((Path(spec.submodule_search_locations[0]) / "unicode_codes" / "emoji.json").read_text("utf-8"))
+    blanks = str.maketrans("_" if hyphens else "_-", " " if hyphens else "  ")
     return {
-        text: fields["en"].strip(":").replace("_", " ")
+        text: fields["en"].strip(":").translate(blanks)
         for text, fields in known.items()
         if fields["status"] == FULLY_QUALIFIED and not any(ord(c) in SKIN_TONES or ord(c) in FLAGS for c in text)
     }

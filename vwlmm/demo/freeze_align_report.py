@@ -109,12 +109,17 @@ def _reading(results: dict[str, Any], seeds: list[int]) -> list[str]:
     return [
         *lines,
         f"- {high} (CKA {pairs[high]['cka']:.3f}) minus {low} (CKA {pairs[low]['cka']:.3f}): {_spread(gains, signed=True)}. "
-        f"This {agrees} the paper's rule; two pairs are no correlation, for that see "
-        "[the toy experiment](freeze_align_toy.md).",
+        f"This {agrees} the paper's rule; two pairs are no correlation, for that see the toy experiment below.",
         "",
         "The projectors differ in size and rate of overfitting, the baseline has two matrices: equal steps are not equal "
         "capacity. Names of emoji share words (man, woman, hand, face), so a near name counts as wrong and R@5 says more than "
         "R@1. A few thousand drawings teach which things look alike, not a language: the paper uses 20 million pairs.",
+        "",
+        "## CKA and the loss reached, over 40 random pairs",
+        "",
+        "![CKA against the loss reached](images/freeze_align_toy.png)",
+        "",
+        "`python -m vwlmm.demo.cka_toy` draws it and writes [how it is done, and other seeds](freeze_align_toy.md).",
     ]
 
 

