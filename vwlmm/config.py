@@ -188,7 +188,12 @@ def _recipe(sections: dict[str, Any], path: Path) -> Recipe:
         evaluation=_validation(sections.get("evaluation")),
         source=path,
     )
-    recipe.objective_object()
+    objective = recipe.objective_object()
+    if getattr(recipe.data, "padding_free", False) and hasattr(objective, "captions"):
+        raise ValueError(
+            f"data.padding_free: {method} looks at rows as pairs, which one sequence of all rows does not tell apart: leave "
+            "it out."
+        )
     if "learning_rate" not in recipe.training and None in recipe.trainable.values():
         raise ValueError("trainable: a module without a rate takes training.learning_rate, which is not given.")
     if "learning_rate" in recipe.training and recipe.trainable and None not in recipe.trainable.values():

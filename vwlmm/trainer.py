@@ -80,10 +80,11 @@ class ObjectiveTrainer(DistributedTrainer):
         self._terms.add(outputs.terms)
         images = inputs.get("pixel_values", inputs.get("vision_features"))
         own = self.base_model.count_items(inputs, self.objective)
+        rows, tokens = _rows_and_tokens(inputs)
         self._work.add(
             {
-                "tokens": inputs["attention_mask"].sum(),
-                "rows": torch.tensor(len(inputs["attention_mask"])),
+                "tokens": tokens,
+                "rows": rows,
                 "images": torch.tensor(0 if images is None else len(images)),
                 **{f"items_{name}": count for name, count in own.items()},
             }
@@ -222,6 +223,15 @@ class ObjectiveTrainer(DistributedTrainer):
             Path(output_dir).mkdir(parents=True, exist_ok=True)
             torch.save(state, self._objective_file(output_dir))
         super()._save_rng_state(output_dir)
+
+
+def _rows_and_tokens(inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """Of a padded batch by its mask; of one without padding by its positions, which begin at 0 in each row."""
+    mask = inputs.get("attention_mask")
+    if mask is not None:
+        return torch.tensor(len(mask)), mask.sum()
+    positions = inputs["position_ids"]
+    return (positions == 0).sum(), torch.tensor(positions.numel())
 
 
 class _Sums:

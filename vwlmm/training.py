@@ -151,9 +151,11 @@ def _data(recipe: Recipe, model: Any, processor: Any, arguments: TrainingArgumen
 
         train, validation = load_pairs(recipe.data, model, processor, arguments)
         return train, validation, make_collator(processor, recipe.data, output_dir)
+    if recipe.data.padding_free:
+        (model.get_base_model() if hasattr(model, "get_base_model") else model).check_padding_free()
     rows, held_out = load_datasets(recipe.data, processor, seed=arguments.seed)
     quarantine = output_dir if recipe.data.on_bad_row == "quarantine" else None
-    return rows, held_out, Collator(processor, quarantine=quarantine)
+    return rows, held_out, Collator(processor, padding_free=recipe.data.padding_free, quarantine=quarantine)
 
 
 def build_model(config: ModelConfig | PairModelConfig, *, quantize: str | None = None) -> tuple[Any, Any]:

@@ -18,23 +18,32 @@ ALL_BAD = 64  # if a process meets this many bad rows before a good one, somethi
 
 
 class Collator:
-    """Pads to the longest row, on the right, and joins the images of all rows.
+    """Pads to the longest row, on the right, or puts rows behind one another; joins the images of all rows.
 
     Args:
         processor: its tokenizer's padding token fills up; the attention mask hides it.
         pad_to_multiple_of: rounds the padded length up.
+        padding_free: no padding at all: one sequence of all rows, whose positions begin anew at each.
         quarantine: folder whose `quarantine.jsonl` lists bad rows, one a line; without it a bad row is raised.
     """
 
     takes_no_rows = True  # a rank that has none left in a step gets a batch of one unscored token
 
     def __init__(
-        self, processor: Any, *, pad_to_multiple_of: int | None = None, quarantine: str | Path | None = None
+        self,
+        processor: Any,
+        *,
+        pad_to_multiple_of: int | None = None,
+        padding_free: bool = False,
+        quarantine: str | Path | None = None,
     ) -> None:
+        if padding_free and pad_to_multiple_of:
+            raise ValueError("Collator: pad_to_multiple_of pads, and padding_free does not: give one.")
         tokenizer = getattr(processor, "tokenizer", processor)
         ids = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
         self.pad_id = next(token for token in ids if token is not None)
         self.multiple = pad_to_multiple_of or 1
+        self.padding_free = padding_free
         self.file = None if quarantine is None else Path(quarantine) / "quarantine.jsonl"
         self.num_good = 0
         self.num_bad = 0
@@ -42,6 +51,8 @@ class Collator:
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """One batch: `input_ids`, `labels`, `attention_mask` `[batch, seq]`; `pixel_values` if any row has an image.
 
+        Without padding `[1, tokens of all rows]`, and `position_ids` in place of the mask: a 0 begins a row, and attention
+        stays within rows (transformers makes the mask of that, or flash-attention the lengths).
         `pixel_values` joins the images of all rows, `[images, 3, height, width]`; the mask is 1 for read, 0 for padded.
         A batch of bad rows alone becomes one row of one unscored token, so that every rank takes the same steps.
 
@@ -58,11 +69,17 @@ class Collator:
         if not good:
             good = [{"input_ids": torch.tensor([self.pad_id]), "labels": torch.tensor([IGNORE])}]
         ids = [example["input_ids"] for example in good]
-        batch = {
-            "input_ids": self._pad(ids, self.pad_id),
-            "labels": self._pad([example["labels"] for example in good], IGNORE),
-            "attention_mask": self._pad([torch.ones_like(row) for row in ids], 0),
-        }
+        labels = [example["labels"] for example in good]
+        if self.padding_free:
+            positions = [torch.arange(len(row)) for row in ids]
+            named = {"input_ids": ids, "labels": labels, "position_ids": positions}
+            batch = {name: torch.cat(parts)[None] for name, parts in named.items()}
+        else:
+            batch = {
+                "input_ids": self._pad(ids, self.pad_id),
+                "labels": self._pad(labels, IGNORE),
+                "attention_mask": self._pad([torch.ones_like(row) for row in ids], 0),
+            }
         pixels = [example["pixel_values"] for example in good if "pixel_values" in example]
         if pixels:
             batch["pixel_values"] = torch.cat(pixels)  # [images, 3, height, width]

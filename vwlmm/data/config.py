@@ -16,6 +16,7 @@ class DataConfig:
     images: str | None = None  # folder that relative image paths start from; None: the folder of the file
     split: str | None = None  # of a dataset; None: train
     max_length: int = 2048  # tokens, image tokens included; LLaVA-1.5
+    padding_free: bool = False  # rows of a batch behind one another in one sequence, none sees another: the same losses
     streaming: bool = False  # read in order, without an index; for sources larger than the disk
     # stop, or quarantine: leave the row out and list it in quarantine.jsonl; None: quarantine for shards, else stop
     on_bad_row: str | None = None

@@ -25,6 +25,10 @@ from vwlmm.models.heads import LossHead, WordEmbedding, as_loss_head, as_word_em
 from vwlmm.models.pairs import caption_states, gather_pairs, gather_text, head_and_words, put, take
 from vwlmm.models.projector import VisualWordProjector
 
+# LLMs that keep rows apart which lie behind one another; each is held against its padded batch in the tests. Others may let
+# rows see each other without a word, as OPT does.
+PADDING_FREE = ("llama", "mistral", "qwen2", "qwen3", "phi3", "olmo2", "granite", "smollm3")
+
 
 class HeadObjective(Protocol):
     """What this model asks of an objective: which positions carry which term, and the terms from rows and tables.
@@ -144,7 +148,8 @@ class VisualWordLlavaForConditionalGeneration(LlavaForConditionalGeneration):
         Args:
             input_ids: `[batch, seq]`, the image token once for every image token of the projector.
             pixel_values: `[images, 3, height, width]`, all images of the batch in reading order; None without images.
-            attention_mask: `[batch, seq]`, True or 1 where there is a token.
+            attention_mask: `[batch, seq]`, True or 1 where there is a token. A batch without padding is one sequence of
+                rows behind one another, with `position_ids` `[1, seq]` that begin at 0 in each and no mask.
             labels: `[batch, seq]` token ids, −100 where nothing is scored.
             objective: an objective of `vwlmm.objectives`.
             num_items: by term, how many rows the global batch has; this batch's own counts when None.
@@ -226,9 +231,23 @@ class VisualWordLlavaForConditionalGeneration(LlavaForConditionalGeneration):
             self.config.text_config.bos_token_id,
         )
 
+    def check_padding_free(self) -> None:
+        """Stops where rows behind one another in one sequence would see each other.
+
+        Raises:
+            ValueError: an LLM that is not known to keep them apart.
+        """
+        kind = self.config.text_config.model_type
+        if kind not in PADDING_FREE:
+            raise ValueError(
+                f"data.padding_free: rows behind one another are kept apart by {', '.join(PADDING_FREE)}; of {kind} that is "
+                "not known: leave padding_free out."
+            )
+
     def count_items(self, batch: dict[str, Tensor], objective: HeadObjective) -> dict[str, Tensor]:
         """By term, how many rows of this batch carry it: what the trainer sums over micro-batches and ranks."""
-        positions = objective.positions(*self._masks(batch["input_ids"], batch.get("attention_mask"), batch["labels"]))
+        masks = self._masks(batch["input_ids"], batch.get("attention_mask"), batch["labels"])
+        positions = _within_rows(objective.positions(*masks), batch.get("position_ids"))
         return {name: mask.sum() for name, mask in positions.items()}
 
     def _masks(self, input_ids: Tensor, attention_mask: Tensor | None, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -245,11 +264,13 @@ class VisualWordLlavaForConditionalGeneration(LlavaForConditionalGeneration):
         num_items: dict[str, Tensor] | None,
         kwargs: dict[str, Any],
     ) -> VisualWordLlavaOutput:
+        if attention_mask is None and kwargs.get("position_ids") is not None:
+            self.check_padding_free()
         features, embeddings = self._embed(input_ids, pixel_values, attention_mask)
         kwargs.setdefault("use_cache", False)
         hidden = self.model.language_model(inputs_embeds=embeddings, attention_mask=attention_mask, **kwargs)[0]
         masks = self._masks(input_ids, attention_mask, labels)
-        positions = objective.positions(*masks)
+        positions = _within_rows(objective.positions(*masks), kwargs.get("position_ids"))
         is_image = masks[1]
         text_labels = labels[:, 1:][positions["lm"]]
         text_hidden = hidden[:, :-1][positions["lm"]]
@@ -328,6 +349,14 @@ class VisualWordLlavaForConditionalGeneration(LlavaForConditionalGeneration):
             )
 
         return self.lm_head(rows["text_hidden"], rows["visual_hidden"], rows["visual_features"], use=inside_lm_head)
+
+
+def _within_rows(positions: dict[str, Tensor], position_ids: Tensor | None) -> dict[str, Tensor]:
+    """Nothing predicts across the end of a row where several lie behind one another (`position_ids` begin anew)."""
+    if position_ids is None:
+        return positions
+    goes_on = position_ids[:, 1:] == position_ids[:, :-1] + 1
+    return {name: mask & goes_on for name, mask in positions.items()}
 
 
 # A class from outside transformers gets no renaming of LLaVA's old keys, and would load a random LM head without this.
