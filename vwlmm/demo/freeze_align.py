@@ -55,13 +55,14 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--page", type=Path, default=Path("docs/freeze_align.md"), help="page (default %(default)s)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--set", nargs="+", default=[], metavar="section.key=value", help="change both recipes")
     args = parser.parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     data = prepare("named-pictures")
     results: dict[str, Any] = {"chance": {}, "pairs": {}}
     for name, file in RECIPES.items():
         print(f"\n{name}", flush=True)
-        results["pairs"][name] = study(file, data, args.out, args.seeds, results["chance"])
+        results["pairs"][name] = study(file, data, args.out, args.seeds, results["chance"], args.set)
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "results.json").write_text(json.dumps(results, indent=1))
     args.page.parent.mkdir(parents=True, exist_ok=True)
@@ -70,10 +71,10 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def study(file: str, data: Path, out: Path, seeds: list[int], chance: Scores) -> dict[str, Any]:
+def study(file: str, data: Path, out: Path, seeds: list[int], chance: Scores, overrides: list[str]) -> dict[str, Any]:
     """One pair of towers: its CKA, and for every seed the scores before, after, and of transformers' dual encoder."""
     tag = Path(file).stem
-    first = read_recipe(file)
+    first = read_recipe(file, overrides)
     model, processor = build_pair(first.model)
     sets = {
         split: _cached(first, split, data, out / "features" / f"{tag}_{split}", model, processor) for split in SPLITS
@@ -95,7 +96,7 @@ def study(file: str, data: Path, out: Path, seeds: list[int], chance: Scores) ->
             "training.output_dir": out / f"{tag}_seed_{seed}",
             "data.validation_path": "null",
         }
-        recipe = read_recipe(file, [f"{key}={value}" for key, value in changes.items()])
+        recipe = read_recipe(file, [*overrides, *(f"{key}={value}" for key, value in changes.items())])
         set_seed(seed)
         before = build_pair(recipe.model)[0]  # what `run` begins with
         began = time.process_time()
