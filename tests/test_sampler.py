@@ -1,9 +1,9 @@
 """Which rows a rank reads: all of them once, the same a step for every number of ranks, alike ones together where asked."""
 
 import pytest
-from torch.utils.data import BatchSampler, SequentialSampler
+from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
-from vwlmm.sampler import GroupedRows, RankBatches, lengths_and_modalities
+from vwlmm.sampler import GroupedRows, RankBatches, StreamedBatches, lengths_and_modalities
 
 
 def shares(rows, batch, processes, **options):
@@ -31,6 +31,31 @@ def test_a_step_of_many_ranks_has_the_rows_of_the_accumulated_batches_of_one():
 def test_ranks_that_get_nothing_in_the_last_round_get_an_empty_batch():
     assert shares(5, 2, 2) == [[[0, 1], [4]], [[2, 3], []]]
     assert shares(5, 2, 2, drop_last=True) == [[[0, 1]], [[2, 3]]]
+
+
+class Stream:
+    """Row numbers, encoded by counting them."""
+
+    def __init__(self, rows):
+        self.rows, self.encoder = rows, self
+
+    def raw_records(self):
+        yield from range(self.rows)
+
+    def example(self, record):
+        return record
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+@pytest.mark.parametrize("workers", [0, 3])
+@pytest.mark.parametrize("rows", [0, 1, 5, 8, 13])
+def test_a_stream_is_shared_as_numbered_rows_are_whatever_the_number_of_workers(rows, workers, drop_last):
+    for processes in (1, 2, 3):
+        batches = BatchSampler(SequentialSampler(range(rows)), 2, drop_last=drop_last)
+        for rank in range(processes):
+            stream = StreamedBatches(Stream(rows), 2, rank, processes, drop_last=drop_last)
+            found = list(DataLoader(stream, batch_size=None, num_workers=workers, collate_fn=list))
+            assert found == list(RankBatches(batches, rank, processes, drop_last=drop_last))
 
 
 def grouped(lengths, has_image, batch=4, epoch=0):

@@ -373,6 +373,15 @@ def test_a_streamed_source_trains(train, rows, tmp_path):
     assert logs(out)[0]["lm_loss"] > 0
 
 
+def test_an_interrupted_streamed_run_equals_an_uninterrupted_one_bit_for_bit(train, train_until, rows, tmp_path):
+    lines = [json.dumps(row) for row in json.loads((rows / "instruct.json").read_text())]
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines) + "\n")
+    options = (f"data.path={tmp_path / 'rows.jsonl'}", "data.streaming=true", "data.num_workers=2", *LONG)
+    whole = weights(train(*options, out="whole"))
+    train_until(5, *options, out="cut")
+    assert moved(whole, weights(train(*options, out="cut"))) == set()
+
+
 def test_a_module_that_the_model_lacks_is_an_error(train):
     with pytest.raises(ValueError, match="Did you mean 'vm_head'"):
         train(trainable={"vm_haed": 1e-3})

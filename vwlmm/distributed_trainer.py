@@ -3,7 +3,6 @@
 `ObjectiveTrainer` builds on it; nothing here knows objectives or models.
 """
 
-import logging
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -17,10 +16,8 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 from vwlmm.checkpoints import disk_full_explained, mark_whole, unmark
 from vwlmm.resuming import global_batch, sharding
-from vwlmm.sampler import GroupedRows, RankBatches, lengths_and_modalities
+from vwlmm.sampler import GroupedRows, RankBatches, StreamedBatches, lengths_and_modalities
 from vwlmm.stopping import StopOnSignal, end_workers_at_exit, ignore_in_worker
-
-logger = logging.getLogger(__name__)
 
 
 class DistributedTrainer(Trainer):
@@ -37,19 +34,19 @@ class DistributedTrainer(Trainer):
         dataset: Any = self.train_dataset
         grouped = self.args.train_sampling_strategy == "group_by_length"
         shared = self.args.world_size > 1 and self._can_share
-        if not grouped and (not shared or isinstance(dataset, IterableDataset)):
-            return _with_deaf_workers(super().get_train_dataloader())
         drop_last = bool(self.args.dataloader_drop_last)
+        if isinstance(dataset, IterableDataset) and not grouped:
+            return self._stream_loader(dataset, self.args.train_batch_size, drop_last=drop_last)
+        if not grouped and not shared:
+            return _with_deaf_workers(super().get_train_dataloader())
         return self._loader(dataset, self._rows(dataset, grouped), self.args.train_batch_size, drop_last=drop_last)
 
     def get_eval_dataloader(self, eval_dataset: str | Dataset | None = None) -> DataLoader:
         dataset: Any = self.eval_dataset if eval_dataset is None else eval_dataset
-        if self.args.world_size > 1 and isinstance(dataset, IterableDataset):
-            logger.warning(
-                "Streamed validation rows are shared in whole batches: ranks may count the first rows twice."
-            )
+        if isinstance(dataset, IterableDataset):
+            return self._stream_loader(dataset, self.args.eval_batch_size, drop_last=False)
         shared = self.args.world_size > 1 and self._can_share and isinstance(dataset, Dataset)
-        if not shared or isinstance(dataset, IterableDataset):
+        if not shared:
             return _with_deaf_workers(super().get_eval_dataloader(eval_dataset))
         return self._loader(dataset, SequentialSampler(dataset), self.args.eval_batch_size, drop_last=False)
 
@@ -74,10 +71,18 @@ class DistributedTrainer(Trainer):
 
     def _loader(self, dataset: Any, rows: Sampler[int], batch_size: int, *, drop_last: bool) -> DataLoader:
         batches = BatchSampler(rows, batch_size, drop_last=drop_last)
+        share = RankBatches(batches, self.args.process_index, self.args.world_size, drop_last=drop_last)
+        return self._reader(dataset, batch_sampler=share)
+
+    def _stream_loader(self, dataset: Any, batch_size: int, *, drop_last: bool) -> DataLoader:
+        rank, processes = self.args.process_index, self.args.world_size
+        return self._reader(StreamedBatches(dataset, batch_size, rank, processes, drop_last=drop_last), batch_size=None)
+
+    def _reader(self, dataset: Any, **batches: Any) -> DataLoader:
         workers = self.args.dataloader_num_workers
         loader: DataLoader = DataLoader(
             dataset,
-            batch_sampler=RankBatches(batches, self.args.process_index, self.args.world_size, drop_last=drop_last),
+            **batches,
             collate_fn=self.data_collator,
             num_workers=workers,
             pin_memory=self.args.dataloader_pin_memory and torch.cuda.is_available(),

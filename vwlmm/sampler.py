@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch.utils.data import BatchSampler, Sampler
+from torch.utils.data import BatchSampler, IterableDataset, Sampler, get_worker_info
 
 from vwlmm.data.bad_row import BadRow
 from vwlmm.distributed import gathered_lists
@@ -59,6 +59,45 @@ class RankBatches(Sampler[list[int]]):
                 own = []
         if count != self.processes - 1 and len(self.batches) and not self.drop_last:
             yield own
+
+
+class StreamedBatches(IterableDataset):
+    """One rank's batches of a stream: the order is the stream's, whatever the number of ranks and of worker processes.
+
+    For a `DataLoader` with `batch_size=None`, whose workers take turns. Each reads the whole stream and encodes its own
+    batches only. When batches do not go round, the last ranks get an empty one, as in `RankBatches`.
+
+    Args:
+        dataset: has `raw_records()`, all rows in order, and an `encoder` that makes examples of them.
+        batch_size: rows of a batch.
+        rank, processes: which share.
+        drop_last: leave a last incomplete batch and a last incomplete round out.
+    """
+
+    def __init__(self, dataset: Any, batch_size: int, rank: int, processes: int, *, drop_last: bool = False) -> None:
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.rank = rank
+        self.processes = processes
+        self.drop_last = drop_last
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        worker = get_worker_info()
+        turn, turns = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        step, number, count = self.batch_size * self.processes, 0, 0
+        own: list[Any] = []
+        for count, record in enumerate(self.dataset.raw_records(), start=1):
+            number, place = divmod(count - 1, step)
+            if number % turns == turn and place // self.batch_size == self.rank:
+                own.append(record)
+            if count % step == 0 and number % turns == turn:
+                yield self._examples(own)
+                own = []
+        if count % step and number % turns == turn and not self.drop_last:
+            yield self._examples(own)
+
+    def _examples(self, records: list[Any]) -> list[Any]:
+        return [self.dataset.encoder.example(record) for record in records]
 
 
 class GroupedRows(Sampler[int]):

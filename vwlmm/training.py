@@ -247,9 +247,6 @@ def arguments_of(recipe: Recipe) -> TrainingArguments:
     if given.get("push_to_hub"):
         # Trainer's other ways upload the folder as it is, paths of this machine included.
         defaults["hub_strategy"] = "end"
-    if recipe.data.streaming:
-        # accelerate would read on one rank and slice every tensor by rows, pixel_values among them.
-        defaults["accelerator_config"] = {"dispatch_batches": False}
     # Our batches hold keys that Trainer does not know, and the objective's counts are global.
     fixed = {"remove_unused_columns": False, "average_tokens_across_devices": True}
     try:

@@ -150,8 +150,23 @@ def test_more_ranks_than_rows_in_the_last_batch_count_no_row_twice(compare, rows
     compare("zero2", data__path=str(tmp_path / "seven.json"), training__max_steps=10)
 
 
-def test_validation_on_two_ranks_counts_every_row_once(tmp_path, trained, rows):
-    validate = {"data__validation_path": str(rows / "instruct.json"), "training__per_device_eval_batch_size": 3}
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_streamed_source_is_read_in_the_order_of_one_process(compare, rows, tmp_path, workers):
+    seven = json.loads((rows / "instruct.json").read_text())[:7]  # 4 + 3: in the last step one rank has one row
+    (tmp_path / "seven.jsonl").write_text("".join(json.dumps(row) + "\n" for row in seven))
+    stream = {"data__path": str(tmp_path / "seven.jsonl"), "data__images": str(rows / "images")}
+    # Workers are started by the fork server and import everything: once a run, not once an epoch.
+    lasting = {"data__num_workers": workers, "training__dataloader_persistent_workers": workers > 0}
+    compare("zero2", **stream, **lasting, data__streaming=True, training__max_steps=10)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_validation_on_two_ranks_counts_every_row_once(tmp_path, trained, rows, streaming):
+    lines = [json.dumps(row) + "\n" for row in json.loads((rows / "instruct.json").read_text())]
+    (tmp_path / "rows.jsonl").write_text("".join(lines))
+    validate = {"data__validation_path": str(tmp_path / "rows.jsonl"), "training__per_device_eval_batch_size": 3}
+    if streaming:
+        validate |= {"data__streaming": True, "data__path": str(tmp_path / "rows.jsonl")}
     steps = {"training__max_steps": 1}
     results = []
     for name, ranks, level in (("one", 1, None), ("two", 2, "zero3")):

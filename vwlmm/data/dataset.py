@@ -146,7 +146,10 @@ class RowDataset(Dataset):
 
 
 class StreamedRowDataset(IterableDataset):
-    """Rows of one source in order. With worker processes each reads the whole stream and encodes every n-th row."""
+    """Rows of one source in order. With worker processes each reads the whole stream and encodes every n-th row.
+
+    A training run shares them out in batches instead: `vwlmm.sampler.StreamedBatches`.
+    """
 
     def __init__(self, records: Records, encoder: RowEncoder, max_rows: int | None = None) -> None:
         self.records = records
@@ -158,8 +161,11 @@ class StreamedRowDataset(IterableDataset):
             yield self.encoder.example(record)
 
     def raw_records(self) -> Iterator[Record]:
-        """The rows as they lie in the source, in order: for counting their words without opening a picture."""
-        return self._share()
+        """All rows as they lie in the source, in order, no picture opened."""
+        for record in self.records:
+            if self.max_rows is not None and record.index >= self.max_rows:
+                return
+            yield record
 
     def encoded_rows(self) -> Iterator[EncodedRow]:
         """Ids and labels row by row with images unopened: for inspection.
@@ -172,9 +178,7 @@ class StreamedRowDataset(IterableDataset):
 
     def _share(self) -> Iterator[Record]:
         worker = get_worker_info()
-        for record in self.records:
-            if self.max_rows is not None and record.index >= self.max_rows:
-                return
+        for record in self.raw_records():
             if worker is None or record.index % worker.num_workers == worker.id:
                 yield record
 
