@@ -11,7 +11,7 @@ from small_runs import moved, weights
 from vwlmm.checkpoints import is_whole, last_whole_checkpoint
 
 KILLS = 20
-STEPS = {"training__max_steps": 60, "training__save_strategy": "steps", "training__save_steps": 1}
+STEPS = {"training__max_steps": 200, "training__save_strategy": "steps", "training__save_steps": 1}
 STEPS |= {"training__save_total_limit": 2, "training__lr_scheduler_type": "cosine", "training__logging_steps": 100}
 
 
