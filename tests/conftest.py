@@ -1,6 +1,8 @@
 """What every test shares: tiny random models from configurations, a tokenizer trained on the spot, pictures. No network."""
 
+import json
 import os
+import shutil
 
 import pytest
 
@@ -77,3 +79,13 @@ def towers(tmp_path_factory) -> Path:
 def pairs(tmp_path) -> Path:
     """A folder with captions.jsonl and its eight pictures."""
     return save_pairs(tmp_path)
+
+
+@pytest.fixture
+def with_dropout(trained, tmp_path):
+    """The trained model with dropout in its LLM, so that a run draws random numbers all the time, each rank its own."""
+    folder = shutil.copytree(trained, tmp_path / "with dropout")
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["attention_dropout"] = 0.2
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder

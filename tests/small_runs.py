@@ -8,8 +8,7 @@ import torch
 import yaml
 from PIL import Image
 from safetensors.torch import load_file
-from tiny import tiny_clip, tiny_llama
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tiny import WORDS, byte_level_bpe, tiny_clip, tiny_llama
 from transformers import (
     CLIPImageProcessorPil,
     CLIPVisionModel,
@@ -21,21 +20,12 @@ from vwlmm.assembly import assemble
 from vwlmm.config import Recipe, read_recipe
 
 SPECIAL = ["<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"]
-WORDS = ["What colour is this? It is red, green or blue. A picture of a shape. user assistant system USER ASSISTANT"]
 
 
 def plain_tokenizer() -> PreTrainedTokenizerFast:
     """Byte-level BPE of an LLM that has never heard of pictures: no `<image>`, no padding token."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=300, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator(WORDS, trainer)
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
+        tokenizer_object=byte_level_bpe(300, SPECIAL, WORDS),
         unk_token="<unk>",
         bos_token="<s>",
         eos_token="</s>",

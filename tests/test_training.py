@@ -154,16 +154,6 @@ def test_each_module_s_rate_reaches_the_optimizer(train, monkeypatch):
     assert seen["lm_head.weight"] == 1e-3
 
 
-@pytest.fixture
-def with_dropout(trained, tmp_path):
-    """The trained model with dropout in its LLM, so that a run draws random numbers all the time."""
-    folder = shutil.copytree(trained, tmp_path / "with dropout")
-    config = json.loads((folder / "config.json").read_text())
-    config["text_config"]["attention_dropout"] = 0.2
-    (folder / "config.json").write_text(json.dumps(config))
-    return folder
-
-
 LONG = ("training.max_steps=6", "training.save_strategy=steps", "training.save_steps=3", *batches(3, 1))
 LONG += ("training.lr_scheduler_type=cosine", "training.logging_steps=3")
 

@@ -42,18 +42,23 @@ def tiny_config(
     return VisualWordLlavaConfig(text_config=text or tiny_llama(), vision_config=vision or tiny_clip(), **fields)
 
 
-def make_tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level BPE with the special words of ChatML and `<image>`."""
+def byte_level_bpe(vocab_size: int, special: list[str], words: list[str]) -> Tokenizer:
+    """As GPT-2, SmolLM2 and Qwen have: every text comes back letter for letter."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
+        vocab_size=vocab_size, special_tokens=special, initial_alphabet=alphabet, show_progress=False
     )
-    tokenizer.train_from_iterator(WORDS, trainer)
+    tokenizer.train_from_iterator(words, trainer)
+    return tokenizer
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """Byte-level BPE with the special words of ChatML and `<image>`."""
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
+        tokenizer_object=byte_level_bpe(VOCAB, SPECIAL, WORDS),
         unk_token="<unk>",
         bos_token="<s>",
         eos_token="<|im_end|>",

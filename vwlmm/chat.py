@@ -17,6 +17,7 @@ from jinja2 import TemplateError
 from PIL import Image
 from transformers import TextStreamer, set_seed
 
+from vwlmm.options import add_device, add_dtype
 from vwlmm.visualize import load_picture, text_grid, visual_word_map
 
 EXAMPLE = """\
@@ -238,13 +239,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--temperature", type=float, default=0.0, metavar="T", help="0 is greedy, above 0 draws (default: 0)"
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the draws (default: 0)")
-    parser.add_argument("--device", help="cpu, cuda, mps, … (default: cuda when there is one, else cpu)")
-    parser.add_argument(
-        "--dtype",
-        default="auto",
-        choices=("auto", "float32", "bfloat16", "float16"),
-        help="of the weights (default: auto, as saved)",
-    )
+    add_device(parser)
+    add_dtype(parser)
 
 
 def main(args: argparse.Namespace) -> int:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vwlmm.encoder_sets import Embeddings, embed_text, embed_vision, embeddings_of, read_set
 from vwlmm.functional import linear_cka, rbf_cka
+from vwlmm.options import add_device
 
 EXAMPLE = """\
 example:
@@ -117,7 +118,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--embeddings", type=Path, metavar="DIR", help="keep embeddings here, and read them next time")
     parser.add_argument("--out", type=Path, default=Path("cka.png"), metavar="PNG", help="heat map (default: cka.png)")
     parser.add_argument("--json", action="store_true", help="print the table as JSON")
-    parser.add_argument("--device", help="cpu, cuda, … (default: cuda when there is one)")
+    add_device(parser)
 
 
 def main(args: argparse.Namespace) -> int:

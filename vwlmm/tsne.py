@@ -17,6 +17,7 @@ from torch import Tensor
 from vwlmm.data.bad_row import BadRow
 from vwlmm.data.images import ImageProblem, ImageSource, load_image
 from vwlmm.data.sources import open_records
+from vwlmm.options import add_device
 
 EXAMPLE = """\
 example:
@@ -173,7 +174,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--perplexity", type=float, default=30.0, metavar="X", help="default: 30")
     parser.add_argument("--seed", type=int, default=SEED, metavar="N", help="default: 0")
     parser.add_argument("--out", type=Path, default=Path("tsne.png"), metavar="PNG", help="default: tsne.png")
-    parser.add_argument("--device", help="cpu, cuda, … (default: cuda when there is one)")
+    add_device(parser)
 
 
 def main(args: argparse.Namespace) -> int:

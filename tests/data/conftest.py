@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from tiny import byte_level_bpe
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import CLIPImageProcessorPil, LlavaProcessor, PreTrainedTokenizerFast
 
@@ -30,15 +31,7 @@ def _wrap(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
 @pytest.fixture(scope="session")
 def byte_tokenizer() -> PreTrainedTokenizerFast:
     """Byte-level BPE, as GPT-2, SmolLM2 and Qwen have: every text comes back letter for letter."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=400, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator(WORDS, trainer)
-    return _wrap(tokenizer)
+    return _wrap(byte_level_bpe(400, SPECIAL, WORDS))
 
 
 @pytest.fixture(scope="session")

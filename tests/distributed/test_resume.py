@@ -1,7 +1,5 @@
 """Cut, stopped or killed: a run on two ranks goes on from its last whole checkpoint and ends where it would have."""
 
-import json
-
 import pytest
 from ranks import on_ranks
 from runs import train as train_rank
@@ -14,18 +12,6 @@ SHARDED = [
     "zero3",
     *(pytest.param(level, marks=pytest.mark.slow) for level in ("ddp", "zero1", "zero2", "zero3_offload")),
 ]
-
-
-@pytest.fixture
-def with_dropout(trained, tmp_path):
-    """The trained model with dropout in its LLM: every rank draws its own random numbers."""
-    import shutil
-
-    folder = shutil.copytree(trained, tmp_path / "with dropout")
-    config = json.loads((folder / "config.json").read_text())
-    config["text_config"]["attention_dropout"] = 0.2
-    (folder / "config.json").write_text(json.dumps(config))
-    return folder
 
 
 def printed(folder):

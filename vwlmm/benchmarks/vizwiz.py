@@ -11,8 +11,8 @@ from typing import Any
 
 from . import prompts
 from .benchmark import Answer, Benchmark, Files, Question, Score
-from .official_files import find_files, has_labels, list_records, mean, only_file, read_json
-from .vqa_accuracy import NUM_ANNOTATORS, evalai_normalise, normalise, vizwiz_accuracy
+from .official_files import find_files, has_labels, list_records, only_file, read_json
+from .vqa_accuracy import NUM_ANNOTATORS, evalai_normalise, normalise, score_by_answer_type, vizwiz_accuracy
 
 
 class VizWiz(Benchmark):
@@ -78,17 +78,7 @@ class VizWiz(Benchmark):
         if not has_labels(questions, "answers"):
             return Score({}, notes=["test labels are not public: upload the submission file to EvalAI"])
         details = [_detail(question, answers[question.id]["text"]) for question in questions]
-        metrics = {
-            "accuracy": mean(detail["accuracy"] for detail in details),
-            "submission_accuracy": mean(detail["submission_accuracy"] for detail in details),
-        }
-        for kind in sorted({detail["answer_type"] for detail in details}):
-            metrics[f"accuracy/{kind}"] = mean(d["accuracy"] for d in details if d["answer_type"] == kind)
-        note = (
-            "accuracy: the VizWiz rule on the answers as they are; submission_accuracy: on the answers normalised as "
-            "EvalAI does, which LLaVA and VW-LMM submit"
-        )
-        return Score(metrics, details, [note])
+        return score_by_answer_type(details, "the VizWiz rule")
 
     def write_submission(self, questions: Sequence[Question], answers: Mapping[str, Answer], folder: Path) -> Path:
         """EvalAI's list."""

@@ -9,6 +9,9 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
+from .benchmark import Score
+from .official_files import mean
+
 NUM_ANNOTATORS = 10
 
 _MARKS = ';/[]"{}()=+\\_-><@`,?!'
@@ -117,3 +120,20 @@ def _leave_one_out(prediction: str, answers: Sequence[str]) -> float:
     matches = [answer == prediction for answer in answers]
     total = sum(matches)
     return sum(min(1.0, (total - match) / 3) for match in matches) / len(matches)
+
+
+def score_by_answer_type(details: Sequence[Mapping[str, Any]], rule: str) -> Score:
+    """Both accuracies over all questions, and the first for every answer type.
+
+    Args:
+        details: rows with `accuracy`, `submission_accuracy` and `answer_type`.
+        rule: what the first accuracy is called in the note.
+    """
+    metrics = {name: mean(row[name] for row in details) for name in ("accuracy", "submission_accuracy")}
+    for kind in sorted({row["answer_type"] for row in details}):
+        metrics[f"accuracy/{kind}"] = mean(row["accuracy"] for row in details if row["answer_type"] == kind)
+    note = (
+        f"accuracy: {rule} on the answers as they are; submission_accuracy: on the answers normalised as EvalAI does, "
+        "which LLaVA and VW-LMM submit"
+    )
+    return Score(metrics, details, [note])

@@ -10,8 +10,15 @@ from typing import Any
 
 from . import prompts
 from .benchmark import Answer, Benchmark, Files, Question, Score
-from .official_files import Record, find_files, list_records, mean, read_json
-from .vqa_accuracy import NUM_ANNOTATORS, evalai_normalise, normalisation_applies, normalise, official_accuracy
+from .official_files import Record, find_files, list_records, read_json
+from .vqa_accuracy import (
+    NUM_ANNOTATORS,
+    evalai_normalise,
+    normalisation_applies,
+    normalise,
+    official_accuracy,
+    score_by_answer_type,
+)
 
 _ANNOTATIONS = "VQAv2's annotations"
 _QUESTIONS = "VQAv2's questions"
@@ -90,17 +97,7 @@ class VQAv2(Benchmark):
         if not all("answers" in question.record for question in questions):
             return Score({}, notes=["test labels are not public: upload the submission file to EvalAI"])
         details = [_detail(question, answers[question.id]["text"]) for question in questions]
-        metrics = {
-            "accuracy": mean(d["accuracy"] for d in details),
-            "submission_accuracy": mean(d["submission_accuracy"] for d in details),
-        }
-        for kind in sorted({detail["answer_type"] for detail in details}):
-            metrics[f"accuracy/{kind}"] = mean(d["accuracy"] for d in details if d["answer_type"] == kind)
-        note = (
-            "accuracy: the official rule on the answers as they are; submission_accuracy: on the answers normalised as "
-            "EvalAI does, which LLaVA and VW-LMM submit"
-        )
-        return Score(metrics, details, [note])
+        return score_by_answer_type(details, "the official rule")
 
     def write_submission(self, questions: Sequence[Question], answers: Mapping[str, Answer], folder: Path) -> Path:
         """EvalAI's list, one entry for every listed question; what was not asked is answered with nothing."""

@@ -5,6 +5,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from vwlmm.options import add_device
+
 EXAMPLE = """\
 examples:
   vwlmm arithmetic checkpoints/vlap/embedded --plus blue_heart.png red_circle.png --minus red_heart.png
@@ -26,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, metavar="FILE", help="JSON file to write")
     parser.add_argument("--top-k", type=int, default=10, metavar="N", help="nearest words (default: 10)")
     parser.add_argument("--centred", action="store_true", help="cosines after the mean word is taken off")
-    parser.add_argument("--device", help="cpu, cuda, … (default: cuda when there is one, else cpu)")
+    add_device(parser)
 
 
 def main(args: argparse.Namespace) -> int:

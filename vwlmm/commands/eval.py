@@ -5,6 +5,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from vwlmm.options import add_device, add_dtype
+
 EXAMPLE = """\
 examples:
   vwlmm eval checkpoints/demo/4_visual_words --benchmark embedded_vqa --out results/demo --batch-size 16
@@ -33,12 +35,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for answers, results and the table")
     parser.add_argument("--limit", type=int, metavar="N", help="ask only N questions, drawn from the whole file")
     parser.add_argument("--batch-size", type=int, metavar="N", help="questions at once (default: 1, as the papers)")
-    parser.add_argument(
-        "--dtype", choices=("auto", "float32", "bfloat16", "float16"), help="of the weights (default: auto, as saved)"
-    )
+    add_dtype(parser, default=None)
     parser.add_argument("--max-new-tokens", type=int, metavar="N", help="of an answer (default: the benchmark's own)")
     parser.add_argument("--num-loaders", type=int, metavar="N", help="threads that decode pictures (default: 4)")
-    parser.add_argument("--device", help="cpu, cuda, … (default: cuda when there is one, else cpu)")
+    add_device(parser)
     parser.add_argument("--shard", metavar="I/N", help="answer every N-th question from the I-th (0 to N − 1) on")
     parser.add_argument(
         "--skip-missing", action="store_true", help="leave out, and name, benchmarks whose files are not there"

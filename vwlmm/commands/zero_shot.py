@@ -7,6 +7,7 @@ from pathlib import Path
 
 from vwlmm.curation.labelled import read_labelled
 from vwlmm.data.images import ImageProblem, load_image
+from vwlmm.options import add_device
 from vwlmm.zero_shot import SCRIPT_LENGTH, class_vectors, classify, labels_by_name, read_prompts
 
 EXAMPLE = f"""\
@@ -38,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--set", metavar="NAME", help="data set, in a file with templates of several")
     parser.add_argument("--released", action="store_true", help="class vectors as freeze-align's script makes them")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    parser.add_argument("--device", help="cpu, cuda, … (default: cuda when there is one)")
+    add_device(parser)
 
 
 def main(args: argparse.Namespace) -> int:

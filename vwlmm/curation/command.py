@@ -12,6 +12,7 @@ from vwlmm.curation.labelled import Labelled, read_labelled
 from vwlmm.curation.prototypes import Prototypes, concept_prototypes, few_shot
 from vwlmm.curation.scale import NO_SCORE, Scale
 from vwlmm.curation.shards import Fields, find_shards
+from vwlmm.options import add_device
 
 if TYPE_CHECKING:
     from vwlmm.pair_encoder import PairEncoder
@@ -86,7 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="stop",
         help="at a caption that is not text or a broken shard: stop, or go on and list it in OUT/quarantine.jsonl",
     )
-    parser.add_argument("--device", help="cpu, cuda, … (default: cuda when there is one)")
+    add_device(parser)
     parser.add_argument(
         "--batch-size", type=int, default=64, metavar="N", help="captions embedded at once (default: 64)"
     )

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from vwlmm.benchmarks import Files
+from vwlmm.options import DTYPES
 
 SETTINGS_FILE = "settings.json"
-DTYPES = ("auto", "float32", "bfloat16", "float16")
 # Files of a model folder that change its answers; logs and recipes of its training do not.
 _MODEL_FILES = (".safetensors", ".jinja", ".model", ".json", ".txt")
 _NOT_MODEL = ("trainer_state.json", "result.json")

@@ -7,6 +7,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from vwlmm.options import add_device, add_dtype
+
 from .page import write_html
 from .png import draw_png
 from .word_map import VisualWordMap, load_picture, visual_word_map, write_json
@@ -49,13 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "because some words are near everything",
     )
     parser.add_argument("--font", type=Path, metavar="FILE", help="font of the PNG (default: DejaVu Sans)")
-    parser.add_argument("--device", help="cpu, cuda, mps, … (default: cuda when there is one, else cpu)")
-    parser.add_argument(
-        "--dtype",
-        default="auto",
-        choices=("auto", "float32", "bfloat16", "float16"),
-        help="of the weights (default: auto, as saved)",
-    )
+    add_device(parser)
+    add_dtype(parser)
 
 
 def main(args: argparse.Namespace) -> int:
