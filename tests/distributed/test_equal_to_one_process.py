@@ -150,6 +150,10 @@ def test_more_ranks_than_rows_in_the_last_batch_count_no_row_twice(compare, rows
     compare("zero2", data__path=str(tmp_path / "seven.json"), training__max_steps=10)
 
 
+def test_without_padding_two_ranks_equal_one_process(compare):
+    compare("zero3", data__padding_free=True, training__max_steps=10)
+
+
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_streamed_source_is_read_in_the_order_of_one_process(compare, rows, tmp_path, workers):
     seven = json.loads((rows / "instruct.json").read_text())[:7]  # 4 + 3: in the last step one rank has one row
