@@ -1,13 +1,9 @@
 """Streamed assignments equal the textbook plan, SwAV and the released code's closed form, and the loss its plain form."""
 
-import os
-import socket
-
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
+from forked_ranks import on_ranks
 
 from vwlmm.functional import Assignment, assign_words, assignment, assignment_loss, logsumexp_over_ranks, sinkhorn
 
@@ -198,10 +194,7 @@ def test_past_pairs_change_the_assignments_and_have_no_loss_of_their_own():
     assert abs(with_past - alone) < 0.5 * alone
 
 
-def _rank(rank, port, results, sizes, mode):
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=2)
+def _share(rank, sizes, mode):
     start = sum(sizes[:rank])
     image, text = (random(sum(sizes), HIDDEN, seed=s)[start : start + sizes[rank]] for s in (3, 4))
     image.requires_grad_()
@@ -216,25 +209,12 @@ def _rank(rank, port, results, sizes, mode):
         over_ranks=logsumexp_over_ranks,
     )
     terms.image.backward()
-    results[rank] = (terms.image.item(), terms.text.item(), image.grad.tolist())
-    dist.destroy_process_group()
+    return terms.image.item(), terms.text.item(), image.grad.tolist()
 
 
 @pytest.mark.parametrize(("sizes", "mode"), [((4, 2), "sinkhorn_prior"), ((5, 0), "sinkhorn_uniform")])
 def test_two_ranks_equal_one_process_on_the_joined_batch(sizes, mode):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    context = mp.get_context("fork")
-    with context.Manager() as manager:
-        results = manager.dict()
-        ranks = [context.Process(target=_rank, args=(rank, port, results, sizes, mode)) for rank in range(2)]
-        for process in ranks:
-            process.start()
-        for process in ranks:
-            process.join(60)
-            assert process.exitcode == 0
-        found = [results[rank] for rank in range(2)]
+    found = on_ranks(2, _share, sizes, mode)
     image, text = (random(sum(sizes), HIDDEN, seed=s) for s in (3, 4))
     image.requires_grad_()
     setting = {"assignment": Assignment(mode, 0.05), "temperature": 0.05, "prior": PRIOR}

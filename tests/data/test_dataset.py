@@ -15,6 +15,7 @@ from vwlmm.data import dataset as dataset_module
 from vwlmm.data.bad_row import BadRow
 from vwlmm.data.collator import ALL_BAD
 from vwlmm.data.dataset import Collator, DataConfig, load_datasets
+from vwlmm.sampler import lengths_and_modalities
 
 
 @pytest.fixture
@@ -143,7 +144,7 @@ def test_lengths_are_known_without_opening_a_picture(write, images, processor, g
     train, _ = load_datasets(DataConfig(path=str(write("rows.json", good_rows)), images=str(images)), processor, seed=0)
     expected = [len(train[number]["input_ids"]) for number in range(len(train))]
     monkeypatch.setattr(dataset_module, "load_image", lambda *_, **__: pytest.fail("opened"))
-    assert train.lengths == expected
+    assert lengths_and_modalities(train)[0] == expected
 
 
 @pytest.mark.parametrize(
@@ -221,8 +222,9 @@ def test_with_quarantine_training_goes_on_and_each_bad_row_is_listed_once(
     assert len(lines) == len(bad_rows)
     assert {line["source"] for line in lines} == {f"rows.json row {2 * number}" for number in range(len(bad_rows))}
     assert set(lines[0]) == {"source", "row_id", "field", "expected", "found"}
-    assert train.lengths[0] > 1  # a missing picture is not seen by counting tokens
-    assert train.lengths[12] == 1  # a wrong number of images is
+    lengths, _ = lengths_and_modalities(train)
+    assert lengths[0] > 1  # a missing picture is not seen by counting tokens
+    assert lengths[12] == 1  # a wrong number of images is
 
 
 def test_each_row_left_out_is_logged(write, images, processor, talk, tmp_path, caplog):

@@ -6,13 +6,14 @@ import contextlib
 import multiprocessing
 import os
 import pickle
-import socket
 import sys
 import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from forked_ranks import free_port
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -60,9 +61,7 @@ def kill_on_ranks(
 
 def _start(number: int, function: Callable[..., Any], args: tuple[Any, ...]) -> tuple[list[Any], Any]:
     context = _server()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     answers = context.Queue()
     ranks = [
         context.Process(target=_rank, args=(answers, rank, number, port, function, args), daemon=False)

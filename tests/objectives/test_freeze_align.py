@@ -1,15 +1,9 @@
 """The freeze-align objective: counts and terms, and two ranks that gather against one process on the joined batch."""
 
-import multiprocessing
-import os
-import queue
-import socket
-import traceback
-from datetime import timedelta
-
 import pytest
 import torch
 import torch.distributed as dist
+from forked_ranks import on_ranks
 from torch.nn.functional import normalize
 
 from vwlmm.functional import contrastive_loss
@@ -53,44 +47,6 @@ def test_gather_on_one_process_changes_nothing():
     inputs, temperature = embeddings()
     plain = loss_of(FreezeAlign(), inputs, temperature, 7)[0]
     assert torch.equal(plain, loss_of(FreezeAlign(FreezeAlignConfig(gather=True)), inputs, temperature, 7)[0])
-
-
-def run_rank(rank, world, port, results, work, arguments):
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
-    torch.set_num_threads(1)
-    try:
-        dist.init_process_group("gloo", rank=rank, world_size=world, timeout=timedelta(seconds=60))
-        results.put((rank, work(rank, *arguments)))
-        dist.destroy_process_group()
-    except BaseException:
-        results.put((rank, traceback.format_exc()))
-
-
-def on_ranks(world, work, *arguments):
-    """What `work(rank, …)` returns on each of some forked gloo ranks."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    context = multiprocessing.get_context("fork")
-    results = context.Queue()
-    children = [
-        context.Process(target=run_rank, args=(r, world, port, results, work, arguments), daemon=True)
-        for r in range(world)
-    ]
-    for child in children:
-        child.start()
-    try:
-        found = dict(results.get(timeout=90) for _ in children)
-    except queue.Empty:
-        pytest.fail("a rank did not answer within 90 s")
-    finally:
-        for child in children:
-            child.join(5)
-            if child.is_alive():
-                child.kill()
-    for value in found.values():
-        assert not isinstance(value, str), value
-    return [found[rank] for rank in range(world)]
 
 
 def share_of_the_batch(rank, bounds, gather, chunk_rows):

@@ -7,7 +7,6 @@ loader = DataLoader(train, batch_size=8, collate_fn=Collator(processor), num_wor
 import logging
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -124,25 +123,6 @@ class RowDataset(Dataset):
             BadRow: the row cannot be learned from.
         """
         return self.encoder.encode(self.records[int(self.rows[index])])
-
-    @cached_property
-    def lengths(self) -> list[int]:
-        """Tokens of every row, image tokens included, for grouping by length; encodes each row once, opens no image.
-
-        A bad row counts as 1 when rows are quarantined.
-
-        Raises:
-            BadRow: a row cannot be learned from, and on_bad_row is `stop`.
-        """
-        lengths = []
-        for index in range(len(self)):
-            try:
-                lengths.append(len(self.encoded(index).input_ids))
-            except BadRow:
-                if self.encoder.config.on_bad_row == "stop":
-                    raise
-                lengths.append(1)
-        return lengths
 
 
 class StreamedRowDataset(IterableDataset):

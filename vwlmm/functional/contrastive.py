@@ -56,7 +56,7 @@ def contrastive_loss(
         all_images, all_texts = pairs.split(images.shape[1], dim=1)
     columns = len(images if all_images is None else all_images)
     rows = _chunk_rows(chunk_rows, columns, images.device)
-    total = _Contrastive.apply(images, texts, temperature, all_images, all_texts, first, rows)
+    total = _Contrastive.apply(first, rows, images, texts, temperature, all_images, all_texts)
     return total / max(columns, 1) if reduction == "mean" else total
 
 
@@ -93,24 +93,13 @@ class _GatherRows(torch.autograd.Function):
 class _Contrastive(torch.autograd.Function):
     """Sum over own pairs. The gradients are made in the forward, while a chunk of similarities is there, and scaled later.
 
-    `images` and `texts` are this rank's; `all_images` and `all_texts` those of all ranks, or None for the same.
+    `given`: images and texts of this rank, the temperature, and images and texts of all ranks, or None for the same.
     """
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        images: Tensor,
-        texts: Tensor,
-        temperature: Tensor,
-        all_images: Tensor | None,
-        all_texts: Tensor | None,
-        first: int,
-        chunk_rows: int,
-    ) -> Tensor:
-        total, ctx.gradients = _both_ways(
-            images, texts, temperature, all_images, all_texts, first, chunk_rows, ctx.needs_input_grad[:5]
-        )
-        ctx.save_for_backward(images, texts, temperature, all_images, all_texts)
+    def forward(ctx: Any, first: int, chunk_rows: int, *given: Tensor | None) -> Tensor:
+        total, ctx.gradients = _both_ways(given, first, chunk_rows, ctx.needs_input_grad[2:])
+        ctx.save_for_backward(*given)
         ctx.first, ctx.chunk_rows = first, chunk_rows
         return total
 
@@ -119,27 +108,16 @@ class _Contrastive(torch.autograd.Function):
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
         gradients, ctx.gradients = ctx.gradients, None  # handed over: there is one copy of them
         if gradients is None:  # a graph that was kept is walked a second time
-            needed = ctx.needs_input_grad[:5]
-            images, texts, temperature, all_images, all_texts = ctx.saved_tensors
-            gradients = _both_ways(
-                images, texts, temperature, all_images, all_texts, ctx.first, ctx.chunk_rows, needed
-            )[1]
+            gradients = _both_ways(ctx.saved_tensors, ctx.first, ctx.chunk_rows, ctx.needs_input_grad[2:])[1]
         scale_in_place(gradients, scale)
-        return *gradients, None, None
+        return None, None, *gradients
 
 
 def _both_ways(
-    images: Tensor,
-    texts: Tensor,
-    temperature: Tensor,
-    all_images: Tensor | None,
-    all_texts: Tensor | None,
-    first: int,
-    chunk_rows: int,
-    needed: tuple[bool, ...],
+    given: tuple[Any, ...], first: int, chunk_rows: int, needed: tuple[bool, ...]
 ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
-    """The sum over own pairs, and its gradients by the five tensors where they are `needed`, else None."""
-    given = (images, texts, temperature, all_images, all_texts)
+    """The sum over own pairs, and its gradients by the five tensors `given` where they are `needed`, else None."""
+    images, texts, temperature, all_images, all_texts = given
     dtype = statistics_dtype(images.dtype, texts.dtype, temperature.dtype)
     # fp32: cosines over a temperature of 0.01 lose the loss' digits in bf16.
     image_rows, text_rows, heat = images.to(dtype), texts.to(dtype), temperature.to(dtype)
