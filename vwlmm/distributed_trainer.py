@@ -15,6 +15,7 @@ from transformers import Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints, seed_worker
 
 from vwlmm.checkpoints import disk_full_explained, mark_whole, unmark
+from vwlmm.data.dataset import StreamedRowDataset
 from vwlmm.resuming import global_batch, sharding
 from vwlmm.sampler import GroupedRows, RankBatches, StreamedBatches, lengths_and_modalities
 from vwlmm.stopping import StopOnSignal, end_workers_at_exit, ignore_in_worker
@@ -35,18 +36,18 @@ class DistributedTrainer(Trainer):
         grouped = self.args.train_sampling_strategy == "group_by_length"
         shared = self.args.world_size > 1 and self._can_share
         drop_last = bool(self.args.dataloader_drop_last)
-        if isinstance(dataset, IterableDataset) and not grouped:
+        if isinstance(dataset, StreamedRowDataset) and not grouped:
             return self._stream_loader(dataset, self.args.train_batch_size, drop_last=drop_last)
-        if not grouped and not shared:
+        if not grouped and (not shared or isinstance(dataset, IterableDataset)):
             return _with_deaf_workers(super().get_train_dataloader())
         return self._loader(dataset, self._rows(dataset, grouped), self.args.train_batch_size, drop_last=drop_last)
 
     def get_eval_dataloader(self, eval_dataset: str | Dataset | None = None) -> DataLoader:
         dataset: Any = self.eval_dataset if eval_dataset is None else eval_dataset
-        if isinstance(dataset, IterableDataset):
+        if isinstance(dataset, StreamedRowDataset):
             return self._stream_loader(dataset, self.args.eval_batch_size, drop_last=False)
         shared = self.args.world_size > 1 and self._can_share and isinstance(dataset, Dataset)
-        if not shared:
+        if not shared or isinstance(dataset, IterableDataset):
             return _with_deaf_workers(super().get_eval_dataloader(eval_dataset))
         return self._loader(dataset, SequentialSampler(dataset), self.args.eval_batch_size, drop_last=False)
 

@@ -95,6 +95,10 @@ def check(recipe: Recipe) -> Check:
         dataset: Any = trainer.train_dataset
         rows_a_step = trainer.args.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
         longest, lengths = _longest_rows(dataset, rows_a_step, arguments.process_index, arguments.world_size)
+        if not longest:
+            raise ValueError(
+                f"{recipe.data.path}: no row that was looked at can be learned from: see `vwlmm data check`."
+            )
         num_steps = _num_steps(recipe, dataset, rows_a_step)
         trainer.train_dataset = _Again(longest, STEPS)
         clock = _Clock(trainer)
@@ -127,7 +131,7 @@ def _longest_rows(dataset: Any, number: int, rank: int, processes: int) -> tuple
     if isinstance(dataset, IterableDataset):
         first = [example for example in _first(dataset, max(number, 256)) if "bad_row" not in example]
         first.sort(key=lambda example: -len(example["input_ids"]))
-        chosen = [first[n % len(first)] for n in range(number)]
+        chosen = [first[n % len(first)] for n in range(number)] if first else []
         return chosen, [len(example["input_ids"]) for example in first]
     step = -(-len(dataset) // MEASURED_ROWS)
     some = _Some(dataset, range(0, len(dataset), step))

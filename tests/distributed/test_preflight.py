@@ -1,8 +1,11 @@
 """`vwlmm train RECIPE --check`: real steps with the longest rows on every rank, a report, and no file."""
 
+import json
+
 import pytest
 from ranks import on_ranks
 from runs import write_recipe
+from small_runs import llava_row
 
 from vwlmm.cli import main
 from vwlmm.preflight import Check, duration
@@ -50,6 +53,17 @@ def test_the_command_prints_the_report(tmp_path, trained, rows, capfd):
     for word in ("1 processes took 3 steps", "memory: at most", "tokens/s", "for 500 steps"):
         assert word in out
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_rows_that_are_all_bad_are_said_and_not_a_crash(tmp_path, trained, rows, capfd, streaming):
+    (tmp_path / "lost.jsonl").write_text(
+        (json.dumps(llava_row("1", "<image>\nWhat?", "It", image="lost.png")) + "\n") * 9
+    )
+    data = {"data__path": str(tmp_path / "lost.jsonl"), "data__images": str(tmp_path), "data__streaming": streaming}
+    file = write_recipe(tmp_path, "out", trained, rows, **data, data__on_bad_row="quarantine")
+    assert main(["train", str(file), "--check"]) == 1
+    assert "no row that was looked at can be learned from" in capfd.readouterr().err
 
 
 def test_the_estimate_is_in_proportion_to_tokens():
